@@ -1,0 +1,118 @@
+"""From YAML and `key.path=value` to a `Recipe` or `Study`.
+
+A name without a suffix is looked for among the recipes and studies shipped in the package; anything else is a file.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck.errors import SpecError
+from limbeck.spec.base import nearest, parse
+from limbeck.spec.recipe import Recipe
+from limbeck.spec.study import Study
+
+
+def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of that name or file, with dotted-path overrides applied."""
+    values = read_yaml(name_or_path, folder="recipes")
+    return parse(Recipe, apply_overrides(values, overrides or {}), source=name_or_path)
+
+
+def load_study(name_or_path: str) -> Study:
+    """The study of that name or file."""
+    return parse(Study, read_yaml(name_or_path, folder="studies"), source=name_or_path)
+
+
+def shipped(folder: str) -> list[str]:
+    """Names of the recipes or studies that come with the package."""
+    names = (entry.name for entry in _shipped_folder(folder).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def read_yaml(name_or_path: str, *, folder: str) -> dict[str, Any]:
+    """The mapping in a shipped or a user's YAML file."""
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        if not path.is_file():
+            raise SpecError(f"{name_or_path} does not exist")
+        text = path.read_text(encoding="utf-8")
+    else:
+        if name_or_path not in shipped(folder):
+            raise SpecError(f"{name_or_path} is neither a file nor one of the {folder}{nearest(name_or_path, shipped(folder))}")
+        text = (_shipped_folder(folder) / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where is not None else ""
+        raise SpecError(f"{name_or_path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"{name_or_path} must hold a mapping of keys to values")
+    return values
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`["budget.amount=2e6", …]` as a mapping from path to YAML value."""
+    overrides: dict[str, Any] = {}
+    for argument in arguments:
+        path, equals, value = argument.partition("=")
+        if not equals or not path:
+            raise SpecError(f"{argument!r} is not of the form key.path=value")
+        overrides[path] = _scalar(value, argument)
+    return overrides
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `values` with each dotted path set.
+
+    Setting a `kind` to another value starts that mapping afresh, since the keys of one kind mean nothing to another; so kinds
+    are set before everything else.
+    """
+    result = _deep_copy(values)
+    for path, value in sorted(overrides.items(), key=lambda item: (not item[0].endswith("kind"), item[0].count("."))):
+        *parents, last = path.split(".")
+        node = result
+        for depth, parent in enumerate(parents):
+            node = _child(node, parent, path=".".join(parents[: depth + 1]))
+        if last == "kind" and node.get("kind") != value:
+            node.clear()
+        node[last] = value
+    return result
+
+
+def _child(node: dict[str, Any], key: str, *, path: str) -> dict[str, Any]:
+    child = node.get(key)
+    if child is None:
+        child = node[key] = {}
+    if not isinstance(child, dict):
+        raise SpecError(f"{path} holds a value, not keys, so nothing below it can be set")
+    return child
+
+
+def _deep_copy(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _deep_copy(value) for key, value in values.items()}
+    return list(map(_deep_copy, values)) if isinstance(values, list) else values
+
+
+def _scalar(text: str, argument: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SpecError(f"{argument!r}: the value is not valid YAML") from None
+    if isinstance(value, str):  # YAML 1.1 reads 2e6 as a string; people mean a number
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _shipped_folder(folder: str) -> Any:
+    return resources.files("limbeck") / folder
+
+

