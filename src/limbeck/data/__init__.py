@@ -1,0 +1,1 @@
+"""From texts to batches: documents, tokenizers, the token store, packing, the loader."""

@@ -1,0 +1,165 @@
+"""Batches: tokens, targets, positions and the teacher's rows for the same positions.
+
+A batch of a step is a pure function of the step, the recipe and the rank. Teachers enter at one door, `RowSource`: a signal
+store and a live teacher give the same rows for the same pieces. Legend: B sequences, T positions in each.
+"""
+
+import queue
+import threading
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.data.packing import Piece, TokenStream
+from limbeck.data.token_store import TokenStore
+from limbeck.signals.types import SignalRows
+
+PREFETCH = 3
+
+
+class RowSource(Protocol):
+    """Where the teacher's rows come from."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a teacher runs to make the rows (then nothing is fetched ahead: it would compete with the student)."""
+        ...
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from disk so far."""
+        ...
+
+    @property
+    def tokens_scored(self) -> int:
+        """Positions that a live teacher has read so far."""
+        ...
+
+    def rows(self, pieces: Sequence[Piece]) -> SignalRows:
+        """The rows of all positions of the pieces, one after another."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch. `rows` speaks of positions in the order of `tokens_BT.flatten()`."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    positions_BT: Tensor
+    segments_BT: Tensor | None
+    """Which document each position belongs to, counted within its sequence; None where every sequence is one text."""
+    rows: SignalRows | None
+    pieces: tuple[Piece, ...]
+    bytes_read: int = 0
+    tokens_scored: int = 0
+
+    @property
+    def num_targets(self) -> int:
+        """Positions that are trained on: all of them."""
+        return self.tokens_BT.numel()
+
+
+class Loader:
+    """Makes the micro-batches of each step, ahead of time where no teacher runs."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        stream: TokenStream,
+        packing: str,
+        sequences: int,
+        micro_sequences: int,
+        rank: int,
+        world_size: int,
+        source: RowSource | None,
+    ) -> None:
+        self.store, self.stream, self.packing, self.source = store, stream, packing, source
+        self.sequences, self.micro_sequences = sequences, micro_sequences
+        self.rank, self.world_size = rank, world_size
+
+    def step(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step: sequences rank, rank + world_size, … of the step's share of the stream."""
+        first = step * self.sequences
+        mine = range(first + self.rank, first + self.sequences, self.world_size)
+        groups = [mine[start : start + self.micro_sequences] for start in range(0, len(mine), self.micro_sequences)]
+        return [self.batch([self.stream.sequence(index) for index in group]) for group in groups]
+
+    def batch(self, sequences: Sequence[Sequence[Piece]]) -> Batch:
+        """The batch of the given sequences."""
+        arrays = [self._sequence(pieces) for pieces in sequences]
+        tokens, targets, positions, segments = (torch.from_numpy(np.stack(column)) for column in zip(*arrays, strict=True))
+        pieces = tuple(piece for sequence in sequences for piece in sequence)
+        single = len(pieces) == len(sequences) or self.packing == "plain"
+        visible = None if single else segments
+        if self.source is None:
+            return Batch(tokens, targets, positions, visible, None, pieces)
+        before = (self.source.bytes_read, self.source.tokens_scored)
+        rows = self.source.rows(pieces)
+        costs = (self.source.bytes_read - before[0], self.source.tokens_scored - before[1])
+        return Batch(tokens, targets, positions, visible, rows, pieces, bytes_read=costs[0], tokens_scored=costs[1])
+
+    def _sequence(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        tokens = np.concatenate([self.store.document(piece.document)[piece.start : piece.stop] for piece in pieces])
+        targets = np.concatenate([self.store.document(piece.document)[piece.start + 1 : piece.stop + 1] for piece in pieces])
+        lengths = [piece.stop - piece.start for piece in pieces]
+        if self.packing == "plain":
+            positions = np.arange(len(tokens))
+        else:
+            positions = np.concatenate([np.arange(length) for length in lengths])
+        segments = np.repeat(np.arange(len(pieces)), lengths)
+        return tokens.astype(np.int64), targets.astype(np.int64), positions, segments
+
+    def steps(self, first: int) -> Generator[list[Batch], None, None]:
+        """Micro-batches of step `first`, `first + 1`, … without end."""
+        if self.source is not None and self.source.is_live:
+            while True:
+                yield self.step(first)
+                first += 1
+        yield from _ahead(self.step, first)
+
+
+def _ahead(make: "StepFunction", first: int) -> Generator[list[Batch], None, None]:
+    """Call `make(first)`, `make(first + 1)`, … in a thread, a few steps ahead; its errors are raised here."""
+    ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=PREFETCH)
+    stop = threading.Event()
+
+    def work() -> None:
+        step = first
+        while not stop.is_set():
+            try:
+                item: list[Batch] | BaseException = make(step)
+            except BaseException as error:  # handed to the consumer, which raises it
+                item = error
+            while not stop.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, BaseException):
+                return
+            step += 1
+
+    thread = threading.Thread(target=work, daemon=True, name="limbeck-loader")
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+class StepFunction(Protocol):
+    """Makes the micro-batches of one step."""
+
+    def __call__(self, step: int) -> list[Batch]: ...
