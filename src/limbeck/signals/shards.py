@@ -1,0 +1,212 @@
+"""One shard of a signal store: the encoded rows of whole documents, and the index to them, in one file.
+
+    payload | index (JSON) | length of the index, u64 | blake2b-128 of index and length | "LIMBECK1"
+
+The index holds the payload's blake2b-128, so the digest at the end covers every byte of the file: it is the shard's checksum.
+Payload and index are one file because one rename then publishes both; two writers of one shard cannot mix theirs. Each document
+has its own crc32, so damage can be named. Documents follow one another without gaps, in the order of the plan.
+"""
+
+import hashlib
+import json
+import mmap
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from limbeck.errors import StoreError
+from limbeck.signals.codec import DamagedRowsError, Piece, decode, encode, encoded_size
+from limbeck.signals.manifest import write_atomically
+from limbeck.signals.types import HardRows, SampledRows, SparseRows, TopKRows
+from limbeck.spec.signal import StoredSignal
+
+_MAGIC = b"LIMBECK1"
+_TRAILER = 8 + 16 + len(_MAGIC)
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Which documents a shard holds: (id, number of tokens)."""
+
+    index: int
+    documents: tuple[tuple[str, int], ...]
+
+    @property
+    def file(self) -> str:
+        return f"shard-{self.index:05d}.rows"
+
+    @property
+    def document_ids(self) -> tuple[str, ...]:
+        return tuple(document_id for document_id, _ in self.documents)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(num_tokens for _, num_tokens in self.documents)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What a shard's file says of itself."""
+
+    checksum: str
+    plan_checksum: str
+    payload_checksum: str
+    num_bytes: int  # of the whole file
+    document_ids: tuple[str, ...]
+    num_rows: tuple[int, ...]
+    sizes: tuple[int, ...]  # bytes of each document's rows
+    crcs: tuple[int, ...]
+    statistics: dict[str, float]
+
+    def places(self) -> Iterator[tuple[str, int, int, int]]:
+        """(document id, number of rows, first byte, bytes) of each document."""
+        offset = 0
+        for document_id, num_rows, size in zip(self.document_ids, self.num_rows, self.sizes, strict=True):
+            yield document_id, num_rows, offset, size
+            offset += size
+
+
+def plan_shards(documents: Sequence[tuple[str, int]], *, shard_tokens: int) -> list[ShardPlan]:
+    """Whole documents, in order, up to `shard_tokens` tokens to a shard; a longer document is a shard by itself."""
+    groups: list[list[tuple[str, int]]] = []
+    filled = 0
+    for document_id, num_tokens in documents:
+        if not groups or filled + num_tokens > shard_tokens:
+            groups.append([])
+            filled = 0
+        groups[-1].append((document_id, num_tokens))
+        filled += num_tokens
+    return [ShardPlan(index, tuple(group)) for index, group in enumerate(groups)]
+
+
+def write_shard(
+    path: Path,
+    documents: Sequence[tuple[str, np.ndarray, SparseRows]],
+    *,
+    signal: StoredSignal,
+    vocab_size: int,
+    plan_checksum: str,
+    seconds: float,
+) -> None:
+    """Encodes (id, tokens, rows) of each document and puts the file in place, whole. `plan_checksum` names the store's plan."""
+    encoded = [encode(rows, signal=signal, vocab_size=vocab_size, tokens=tokens) for _, tokens, rows in documents]
+    payload_digest = hashlib.blake2b(digest_size=16)
+    for data in encoded:
+        payload_digest.update(data)
+    index: dict[str, Any] = {
+        "plan_checksum": plan_checksum,
+        "payload_checksum": payload_digest.hexdigest(),
+        "document_ids": [document_id for document_id, _, _ in documents],
+        "num_rows": [max(len(tokens) - 1, 0) for _, tokens, _ in documents],
+        "sizes": [len(data) for data in encoded],
+        "crcs": [zlib.crc32(data) for data in encoded],
+        "statistics": {**_statistics([rows for _, _, rows in documents]), "scoring_seconds": seconds},
+    }
+    text = json.dumps(index, separators=(",", ":")).encode()
+    closed = text + len(text).to_bytes(8, "little")
+    write_atomically(path, [*encoded, closed, hashlib.blake2b(closed, digest_size=16).digest(), _MAGIC])
+
+
+def _statistics(documents: Sequence[SparseRows]) -> dict[str, float]:
+    """Sums over rows, taken before anything is rounded: distinct ids, and entropy in nats or tail mass."""
+    sums: dict[str, float] = {"distinct_ids": 0}
+    for rows in documents:
+        match rows:
+            case SampledRows():
+                sums["distinct_ids"] += int((rows.counts_TK > 0).sum())
+                sums["entropy_nats"] = sums.get("entropy_nats", 0.0) + float(rows.entropy_T.double().sum())
+            case TopKRows():
+                sums["distinct_ids"] += rows.ids_TK.numel()
+                sums["tail_mass"] = sums.get("tail_mass", 0.0) + float(rows.tail_T.double().sum())
+            case HardRows():
+                sums["distinct_ids"] += len(rows.ids_T)
+    return sums
+
+
+def read_index(path: Path) -> ShardIndex:
+    """The index of a shard's file, checked against its digest; `StoreError` naming the file where it is not whole."""
+    if not path.is_file():
+        raise StoreError(f"{path} is missing; restore it, or write the store again")
+    num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(num_bytes - _TRAILER, 0))
+        trailer = file.read()
+        length = int.from_bytes(trailer[:8], "little")
+        if trailer[24:] != _MAGIC or length > num_bytes - _TRAILER:
+            raise StoreError(f"{path} is damaged (its end is not that of a shard); restore it, or delete it and write again")
+        file.seek(num_bytes - _TRAILER - length)
+        text = file.read(length)
+    if hashlib.blake2b(text + trailer[:8], digest_size=16).digest() != trailer[8:24]:
+        raise StoreError(
+            f"{path} is damaged (the checksum of its index does not hold); restore it, or delete it and write again"
+        )
+    columns = json.loads(text)
+    index = ShardIndex(
+        checksum=trailer[8:24].hex(),
+        plan_checksum=columns["plan_checksum"],
+        payload_checksum=columns["payload_checksum"],
+        num_bytes=num_bytes,
+        document_ids=tuple(columns["document_ids"]),
+        num_rows=tuple(columns["num_rows"]),
+        sizes=tuple(columns["sizes"]),
+        crcs=tuple(columns["crcs"]),
+        statistics=columns["statistics"],
+    )
+    if sum(index.sizes) + length + _TRAILER != num_bytes:
+        raise StoreError(f"{path} is damaged (its length is not what its index says); restore it, or delete it and write again")
+    return index
+
+
+def map_shard(path: Path) -> np.ndarray:
+    """The file's bytes, uint8, mapped and read as they are touched."""
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+
+
+def verify_shard(
+    path: Path, *, checksum: str, signal: StoredSignal, vocab_size: int, progress: Callable[[int], None]
+) -> list[str]:
+    """What is wrong with a shard, one sentence each: every byte is read, every row decoded. `progress` is given bytes read."""
+    try:
+        index = read_index(path)
+    except StoreError as error:
+        return [str(error)]
+    problems = []
+    if index.checksum != checksum:
+        problems.append(f"{path} is not the shard that store.json speaks of (checksum {index.checksum}, not {checksum})")
+    data = map_shard(path)
+    digest = hashlib.blake2b(digest_size=16)
+    payload_bytes = sum(index.sizes)
+    for start in range(0, payload_bytes, _CHUNK):
+        chunk = data[start : min(start + _CHUNK, payload_bytes)]
+        digest.update(chunk.data)
+        progress(len(chunk))
+    if digest.hexdigest() != index.payload_checksum:
+        problems.append(
+            f"{path} is damaged (the checksum of its rows does not hold); delete it and store.json, and write again"
+        )
+    progress(index.num_bytes - payload_bytes)
+    for crc, (document_id, num_rows, offset, size) in zip(index.crcs, index.places(), strict=True):
+        found = _document_problem(
+            data[offset : offset + size], crc=crc, num_rows=num_rows, signal=signal, vocab_size=vocab_size
+        )
+        if found is not None:
+            problems.append(f"{path}: document {document_id}: {found}")
+    return problems
+
+
+def _document_problem(data: np.ndarray, *, crc: int, num_rows: int, signal: StoredSignal, vocab_size: int) -> str | None:
+    if zlib.crc32(data.data) != crc:
+        return "its bytes changed since they were written"
+    try:
+        decode([Piece(data, num_rows, 0, num_rows)], signal=signal, vocab_size=vocab_size)
+    except DamagedRowsError as error:
+        return f"its rows cannot be decoded ({error})"
+    if encoded_size(data, num_rows=num_rows, signal=signal, vocab_size=vocab_size) != len(data):
+        return "it has more bytes than rows"
+    return None

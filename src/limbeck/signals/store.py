@@ -1,0 +1,245 @@
+"""The signal store: teachers' rows on disk, keyed by document and position.
+
+Any sequence length, batch, order, packing or world size reads the same store: nothing in it knows of steps or ranks. Every row
+read is checked against the tokens it is read for, so a store of other documents, another tokenizer or an offset by one is an
+error and not noise. `signals/writer.py` writes a store; the folder's layout is in `signals/manifest.py` and
+`signals/shards.py`.
+
+A token is counted where it has a row: the first token of a document is given, not predicted.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from limbeck.errors import StoreError
+from limbeck.signals.codec import DamagedRowsError, Piece, decode, row_checks
+from limbeck.signals.manifest import PLAN_FILE, STORE_FILE, StoreIdentity, check_can_serve, read_json
+from limbeck.signals.select import narrow
+from limbeck.signals.shards import map_shard, read_index, verify_shard
+from limbeck.signals.types import SparseRows
+from limbeck.signals.writer import StoreWriter
+from limbeck.spec.signal import Signal, StoredSignal
+
+__all__ = ["SignalStore", "StoreIdentity", "StoreWriter", "VerifyReport", "info", "verify"]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a document's rows lie."""
+
+    shard: int
+    num_rows: int
+    offset: int
+    num_bytes: int
+
+
+class SignalStore:
+    """A published store, open for reading. `bytes_read` counts the bytes of all rows handed out so far."""
+
+    def __init__(self, path: Path) -> None:
+        """See `open`."""
+        self.path = path
+        self._manifest = _read_manifest(path)
+        self.identity = StoreIdentity(**self._manifest["plan"]["identity"])
+        self.signal: StoredSignal = self.identity.spec
+        self.bytes_read = 0
+        self._places = self._index_documents()
+        self._maps: dict[int, np.ndarray] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> "SignalStore":
+        """The store in a folder; `StoreError` where it is missing, incomplete, or a shard is missing or cut short."""
+        return cls(path)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that have a row."""
+        return int(self._manifest["statistics"]["tokens"])
+
+    @property
+    def distinct_ids(self) -> int:
+        """Ids stored, over all rows."""
+        return int(self._manifest["statistics"]["distinct_ids"])
+
+    @cached_property
+    def bytes(self) -> int:
+        """Everything on disk, the manifest included."""
+        return (self.path / STORE_FILE).stat().st_size + sum(entry["bytes"] for entry in self._manifest["shards"])
+
+    def __contains__(self, document_id: str) -> bool:
+        return document_id in self._places
+
+    def missing_documents(self, document_ids: Iterable[str]) -> list[str]:
+        """Those of the given documents that have no rows here."""
+        return [document_id for document_id in document_ids if document_id not in self._places]
+
+    def num_rows(self, document_id: str) -> int:
+        """Rows of a document: one fewer than its tokens."""
+        return self._place(document_id).num_rows
+
+    def check_can_serve(
+        self, signal: Signal, *, tokenizer: str, vocab_size: int | None = None, context: Mapping[str, Any] | None = None
+    ) -> None:
+        """Raises `StoreError`, saying what to change, where this store cannot give `signal` for these tokens."""
+        check_can_serve(self.identity, signal, path=self.path, tokenizer=tokenizer, vocab_size=vocab_size, context=context)
+
+    def rows(
+        self, document_id: str, start: int, stop: int, *, tokens: np.ndarray, signal: StoredSignal | None = None
+    ) -> SparseRows:
+        """Rows [start, stop) of one document; see `read`."""
+        return self.read([(document_id, start, stop)], tokens=[tokens], signal=signal)
+
+    def read(
+        self,
+        pieces: Sequence[tuple[str, int, int]],
+        *,
+        tokens: Sequence[np.ndarray],
+        signal: StoredSignal | None = None,
+    ) -> SparseRows:
+        """Rows [start, stop) of each (document id, start, stop), one after another, padded to a common K.
+
+        `tokens[i]` are the tokens at positions start..stop of piece i, both included: one more than its rows. `signal` is what
+        is wanted of what the store holds (see `check_can_serve`); None: all of it. Raises `StoreError` where a document is
+        missing or a row was stored for other tokens.
+        """
+        wanted = [self._piece(document_id, start, stop) for document_id, start, stop in pieces]
+        try:
+            decoded = decode(wanted, signal=self.signal, vocab_size=self.identity.vocab_size)
+        except DamagedRowsError as error:
+            raise StoreError(
+                f"{self.path}: rows of {', '.join(dict.fromkeys(piece[0] for piece in pieces))} are damaged ({error}); "
+                f"`limbeck cache verify {self.path}` names the file"
+            ) from error
+        self._check_rows(pieces, tokens=tokens, checks=decoded.checks)
+        self.bytes_read += decoded.num_bytes
+        return decoded.rows if signal is None else narrow(decoded.rows, signal)
+
+    def _check_rows(self, pieces: Sequence[tuple[str, int, int]], *, tokens: Sequence[np.ndarray], checks: np.ndarray) -> None:
+        lengths = np.array([stop - start for _, start, stop in pieces], dtype=np.int64)
+        assert [len(piece) - 1 for piece in tokens] == lengths.tolist(), "tokens of a piece are one more than its rows"
+        if not pieces:
+            return
+        # Between two pieces lies one pair of tokens that is no row.
+        expected = np.delete(row_checks(np.concatenate(tokens)), np.cumsum(lengths[:-1] + 1) - 1)
+        wrong = np.flatnonzero(checks != expected)
+        if wrong.size:
+            ends = np.cumsum(lengths)
+            piece = int(np.searchsorted(ends, wrong[0], side="right"))
+            document_id, start, _ = pieces[piece]
+            position = start + int(wrong[0]) - int(ends[piece] - lengths[piece])
+            raise StoreError(
+                f"{self.path}: document {document_id}, position {position}: the row belongs to other tokens; tokenise as "
+                "for the store, or score these documents with `limbeck cache write`"
+            )
+
+    def _piece(self, document_id: str, start: int, stop: int) -> Piece:
+        place = self._place(document_id)
+        if not 0 <= start <= stop <= place.num_rows:
+            raise StoreError(
+                f"{self.path}: document {document_id} has {place.num_rows} rows but [{start}, {stop}) were asked for; it was "
+                "scored with other tokens, so score it again with `limbeck cache write`"
+            )
+        if place.shard not in self._maps:
+            self._maps[place.shard] = map_shard(self.path / self._manifest["shards"][place.shard]["file"])
+        data = self._maps[place.shard][place.offset : place.offset + place.num_bytes]
+        return Piece(data=data, num_rows=place.num_rows, start=start, stop=stop)
+
+    def _place(self, document_id: str) -> _Place:
+        place = self._places.get(document_id)
+        if place is None:
+            raise StoreError(f"{self.path} has no document {document_id}; score it with `limbeck cache write`")
+        return place
+
+    def _index_documents(self) -> dict[str, _Place]:
+        places: dict[str, _Place] = {}
+        for shard, entry in enumerate(self._manifest["shards"]):
+            index = read_index(self.path / entry["file"])
+            if index.checksum != entry["checksum"]:
+                file = self.path / entry["file"]
+                raise StoreError(f"{file} is not the shard that {STORE_FILE} speaks of; restore it, or write the store again")
+            for document_id, num_rows, offset, num_bytes in index.places():
+                places[document_id] = _Place(shard, num_rows, offset, num_bytes)
+        return places
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if (path / STORE_FILE).exists():
+        return read_json(path / STORE_FILE)
+    if (path / PLAN_FILE).exists():
+        num_shards = read_json(path / PLAN_FILE)["num_shards"]
+        finished = len(list(path.glob("shard-*.rows")))
+        raise StoreError(f"{path} is incomplete ({finished} of {num_shards} shards); `limbeck cache write {path}` resumes it")
+    raise StoreError(f"{path} is not a signal store; `limbeck cache write {path}` makes one")
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found; `problems` is empty where every byte is as it was written."""
+
+    shards: int
+    bytes: int
+    problems: tuple[str, ...]
+
+    @property
+    def intact(self) -> bool:
+        return not self.problems
+
+
+def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Reads every byte of a store and decodes every row. `progress` is given (bytes done, bytes in all).
+
+    Damage is reported, not raised; `StoreError` where there is no complete store.
+    """
+    if not (path / STORE_FILE).exists():
+        _read_manifest(path)
+    try:
+        manifest = read_json(path / STORE_FILE)
+    except StoreError as error:
+        return VerifyReport(shards=0, bytes=0, problems=(str(error),))
+    identity = StoreIdentity(**manifest["plan"]["identity"])
+    total = sum(entry["bytes"] for entry in manifest["shards"])
+    done = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress is not None:
+            progress(done, total)
+
+    problems: list[str] = []
+    for entry in manifest["shards"]:
+        problems += verify_shard(
+            path / entry["file"],
+            checksum=entry["checksum"],
+            signal=identity.spec,
+            vocab_size=identity.vocab_size,
+            progress=advance,
+        )
+    return VerifyReport(shards=len(manifest["shards"]), bytes=done, problems=tuple(problems))
+
+
+def info(path: Path) -> dict[str, Any]:
+    """What a store is and holds, as plain JSON; a `tail_mass` or `entropy_nats` is the mean over rows."""
+    store = SignalStore.open(path)
+    statistics = store._manifest["statistics"]
+    means = {f"mean_{name}": statistics[name] / store.tokens for name in ("tail_mass", "entropy_nats") if name in statistics}
+    return {
+        "kind": store.signal.kind,
+        "documents": statistics["documents"],
+        "tokens": store.tokens,
+        "bytes": store.bytes,
+        "bytes_per_token": store.bytes / store.tokens,
+        "distinct_ids_per_token": store.distinct_ids / store.tokens,
+        "bytes_per_distinct_id": store.bytes / store.distinct_ids,
+        **means,
+        "scoring_seconds": statistics["scoring_seconds"],
+        "shards": len(store._manifest["shards"]),
+        "identity": dataclasses.asdict(store.identity),
+        "identity_digest": store.identity.digest(),
+    }
