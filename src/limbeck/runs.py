@@ -1,0 +1,168 @@
+"""What a run leaves behind, and the only code that reads or writes it.
+
+    RUN/recipe.yaml        the resolved recipe
+    RUN/environment.json   versions, device, processor
+    RUN/metrics.jsonl      one record a line: `event` train or eval, always with the six costs
+    RUN/checkpoint.pt      what resuming needs (written by `limbeck.train.checkpoint`)
+    RUN/student/           the student as a Hugging Face folder
+    RUN/summary.json       written last: its presence means that the run is finished
+
+Torch-free, so that `report` and `plan` start at once.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck.errors import LimbeckError, SpecError
+from limbeck.spec.base import parse
+from limbeck.spec.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run has spent so far. Every record carries all six."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    """Training time: compilation, evaluation and checkpointing excluded."""
+    student_flops: float = 0.0
+    teacher_flops: float = 0.0
+    """Of the teacher for the rows that this run used: each row of a store counted once, a live teacher every time."""
+    bytes_read: int = 0
+    """From the signal store."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as read from disk. `summary` is None while it is unfinished."""
+
+    path: Path
+    recipe: Recipe
+    records: tuple[dict[str, Any], ...]
+    environment: dict[str, Any]
+    summary: dict[str, Any] | None
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The records of one kind, in order: 'train' or 'eval'."""
+        return [record for record in self.records if record["event"] == event]
+
+
+def open_run(path: str | Path) -> Run:
+    """Read a run folder; a `LimbeckError` names what is missing or damaged."""
+    path = Path(path)
+    if not (path / "recipe.yaml").is_file():
+        raise LimbeckError(f"{path} is not a run folder: it has no recipe.yaml")
+    try:
+        recipe = parse(Recipe, yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8")), source=str(path / "recipe.yaml"))
+        summary_path = path / "summary.json"
+        return Run(
+            path=path,
+            recipe=recipe,
+            records=tuple(_read_records(path / "metrics.jsonl")),
+            environment=json.loads((path / "environment.json").read_text(encoding="utf-8")),
+            summary=json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.is_file() else None,
+        )
+    except (json.JSONDecodeError, FileNotFoundError, yaml.YAMLError) as error:
+        raise LimbeckError(f"{path} is damaged ({error}): remove the folder and train again") from error
+
+
+def is_finished(path: str | Path) -> bool:
+    """Whether the run's summary, which is written last, is there."""
+    return (Path(path) / "summary.json").is_file()
+
+
+def require_recipe(path: str | Path, recipe: Recipe) -> None:
+    """`SpecError` if the run folder holds a run of another recipe."""
+    _refuse_another_recipe(Path(path), open_run(path).recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
+
+
+class RunWriter:
+    """Writes one run folder. Opening the folder of an unfinished run of the same recipe continues it."""
+
+    def __init__(self, path: str | Path, *, recipe: Recipe, device: str) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        resolved = recipe.model_dump(mode="json")
+        recipe_path = self.path / "recipe.yaml"
+        if recipe_path.is_file():
+            _refuse_another_recipe(self.path, yaml.safe_load(recipe_path.read_text(encoding="utf-8")), resolved)
+        write_atomically(recipe_path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+        write_atomically(self.path / "environment.json", json.dumps(environment(device), indent=1))
+
+    def rewind(self, step: int) -> None:
+        """Forget the records after `step`, which a killed run wrote and a resumed one will write again."""
+        metrics = self.path / "metrics.jsonl"
+        if metrics.is_file():
+            kept = [record for record in _read_records(metrics) if record["step"] <= step]
+            write_atomically(metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def record(self, event: str, costs: Costs, **values: float | None) -> None:
+        """Append one record."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **asdict(costs), **values}) + "\n")
+
+    def finish(self, costs: Costs, **values: Any) -> dict[str, Any]:
+        """Write the summary; the run is finished."""
+        summary = {**asdict(costs), **values}
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=1))
+        return summary
+
+
+def _refuse_another_recipe(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    # Where things lie and how often they are saved do not change what is computed.
+    incidental = {"output", "store", "checkpoint"}
+    for key in new:
+        if key not in incidental and old.get(key) != new[key]:
+            raise SpecError(
+                f"{path} holds a run of another recipe ({key} is {old.get(key)!r} there and {new[key]!r} here): "
+                "choose another name or output, or remove the folder"
+            )
+
+
+def _read_records(path: Path) -> Iterable[dict[str, Any]]:
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):  # a kill can leave half a line at the end
+                yield json.loads(line)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old or the new one, never half."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What the run ran on: versions, processor, device."""
+    packages = ("limbeck", "torch", "transformers", "numpy")
+    return {
+        "device": device,
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        **{package: metadata.version(package) for package in packages},
+    }
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

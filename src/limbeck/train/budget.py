@@ -1,0 +1,33 @@
+"""How much of the budget is spent: a pure function of the run's costs."""
+
+from dataclasses import replace
+
+from limbeck.runs import Costs
+from limbeck.spec.budget import Budget, Flops, Seconds, Steps, Tokens
+
+
+def spent(budget: Budget, costs: Costs) -> float:
+    """What the run has spent, in the budget's currency."""
+    match budget:
+        case Tokens():
+            return costs.tokens
+        case Steps():
+            return costs.step
+        case Seconds():
+            return costs.seconds
+        case Flops(teacher_share=share):
+            return costs.student_flops + share * costs.teacher_flops
+
+
+def fraction(budget: Budget, costs: Costs) -> float:
+    """The share of the budget that is spent; at 1 or more the run is over."""
+    return spent(budget, costs) / budget.amount
+
+
+def fraction_during_next_step(budget: Budget, costs: Costs, *, step: Costs) -> float:
+    """The share that will be spent in the middle of the next step, whose costs are `step` (its seconds: the mean so far).
+
+    Schedules are read there, so the first step of a warmup has a learning rate above zero and the last one is not wasted.
+    """
+    expected = replace(step, seconds=costs.seconds / costs.step if costs.step else 0.0)
+    return (spent(budget, costs) + spent(budget, expected) / 2) / budget.amount

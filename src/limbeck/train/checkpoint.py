@@ -1,0 +1,43 @@
+"""What a killed run resumes from: student, optimizer and costs, in one file that is replaced as a whole.
+
+Batches, schedules and teachers' draws are pure functions of the step, so nothing else is needed to continue bit for bit. Read with
+`weights_only=True`: a checkpoint cannot run code.
+"""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from limbeck.errors import LimbeckError
+from limbeck.runs import Costs
+
+
+def save_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, costs: Costs, dtype: torch.dtype) -> None:
+    """Write the checkpoint beside its place, then put it there."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "costs": asdict(costs), "dtype": str(dtype)}
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        temporary.unlink(missing_ok=True)
+        raise LimbeckError(f"{path} cannot be written ({error}): free some space and start again, the last checkpoint is kept") from error
+
+
+def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Costs:
+    """Bring student and optimizer to where the checkpoint left them, and return the costs until there."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise LimbeckError(f"{path} is damaged ({str(error).splitlines()[0]}): remove it to start the run again") from error
+    if state["dtype"] != str(dtype):
+        raise LimbeckError(f"{path} was computed in {state['dtype']}, this run would use {dtype}: set precision in the recipe")
+    return Costs(**state["costs"])

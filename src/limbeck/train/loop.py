@@ -1,0 +1,130 @@
+"""The training loop: batch, rows, forward, objective, backward, step, log. Everything it names is a function in a sibling file.
+
+Time is counted around the steps alone, so evaluation, checkpoints and start-up take nothing from a budget in seconds.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from limbeck.compute import autocast
+from limbeck.data.loader import Batch
+from limbeck.errors import LimbeckError
+from limbeck.objectives.objective import LossOutput, objective_loss
+from limbeck.optim.adamw import build_optimizer
+from limbeck.optim.schedules import lr_factor
+from limbeck.progress import progress, say
+from limbeck.runs import Costs, RunWriter
+from limbeck.signals.rows import to_device
+from limbeck.train.budget import fraction, fraction_during_next_step
+from limbeck.train.checkpoint import load_checkpoint, save_checkpoint
+from limbeck.train.interrupt import Interrupted, finish_the_step
+from limbeck.train.measure import measure
+from limbeck.train.parallel import from_first, sum_gradients, sum_values
+from limbeck.train.setup import Setup
+
+
+def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
+    """Train to the end of the budget, from the last checkpoint if there is one. Only the process with a `writer` leaves files."""
+    recipe, budget = setup.recipe, setup.recipe.budget
+    optimizer = build_optimizer(recipe.optimizer, setup.student)
+    checkpoint = path / "checkpoint.pt"
+    costs = Costs()
+    if checkpoint.is_file():
+        costs = load_checkpoint(checkpoint, model=setup.student, optimizer=optimizer, dtype=setup.dtype)
+        say(f"{recipe.name}: resuming at step {costs.step}")
+    if writer is not None:
+        writer.rewind(costs.step)
+    saved_at = costs.seconds
+    title = f"training {recipe.name}"
+    with (
+        closing(setup.loader.steps(costs.step)) as steps,
+        progress(title, total=1, done=fraction(budget, costs)) as advance,
+        finish_the_step() as interrupt,
+    ):
+        while fraction(budget, costs) < 1:
+            started = time.perf_counter()
+            batches = next(steps)
+            lr = recipe.optimizer.lr * lr_factor(recipe.schedule, fraction_during_next_step(budget, costs, step=setup.step_costs))
+            logged = optimizer_step(setup, optimizer, batches, lr=lr)
+            before, costs = costs, _after(setup, costs, batches, seconds=time.perf_counter() - started)
+            if not math.isfinite(logged["loss_nats"]):
+                raise LimbeckError(f"{path}: the loss is not finite at step {costs.step}; lower optimizer.lr (the last checkpoint is kept)")
+            last = fraction(budget, costs) >= 1
+            if writer is not None:
+                writer.record("train", costs, **logged)
+                advance(fraction(budget, costs) - fraction(budget, before), f"loss {logged['loss_nats']:.3f} nats")
+                every = recipe.evaluation.every
+                if not last and fraction(budget, costs) // every > fraction(budget, before) // every:
+                    writer.record("eval", costs, bits_per_byte=measure(setup).bits_per_byte, kl_to_teacher_nats=None)
+                if last or interrupt.asked or costs.seconds - saved_at >= recipe.checkpoint.seconds:
+                    save_checkpoint(checkpoint, model=setup.student, optimizer=optimizer, costs=costs, dtype=setup.dtype)
+                    saved_at = costs.seconds
+            if interrupt.asked and not last:
+                raise Interrupted(f"{path}: stopped after step {costs.step}; the same command continues from there")
+    return costs
+
+
+def optimizer_step(setup: Setup, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], *, lr: float) -> dict[str, float]:
+    """One step on this process's micro-batches. Returns what is logged, summed over all processes."""
+    optimizer.zero_grad(set_to_none=True)
+    outputs = []
+    for batch in batches:
+        output = batch_loss(setup, batch)
+        output.loss.backward()
+        outputs.append(output)
+    sum_gradients(setup.student, setup.processes)
+    clip = setup.recipe.optimizer.clip_norm
+    grad_norm = torch.nn.utils.clip_grad_norm_(setup.student.parameters(), clip if clip is not None else math.inf)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    names = ["loss_nats", *outputs[0].per_term]
+    values = torch.stack([torch.stack([output.loss.detach(), *output.per_term.values()]) for output in outputs]).sum(0)
+    summed = sum_values(values, setup.processes).tolist()
+    return {**dict(zip(names, summed, strict=True)), "lr": lr, "grad_norm": float(grad_norm)}
+
+
+def batch_loss(setup: Setup, batch: Batch) -> LossOutput:
+    """The objective on one micro-batch, divided by the tokens of the whole step."""
+    device = setup.device
+    with autocast(setup.dtype, device):
+        hidden_BTD = setup.student(
+            batch.tokens_BT.to(device),
+            positions_BT=batch.positions_BT.to(device),
+            segments_BT=batch.segments_BT.to(device) if batch.segments_BT is not None else None,
+        )
+        return objective_loss(
+            setup.recipe.objective,
+            hidden_TD=hidden_BTD.flatten(0, 1),
+            head_VD=setup.student.head_VD,
+            targets_T=batch.targets_BT.flatten().to(device),
+            rows=to_device(batch.rows, device) if batch.rows is not None else None,
+            temperature=setup.temperature,
+            normaliser=setup.step_costs.tokens,
+        )
+
+
+def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: float) -> Costs:
+    """The costs with one more step."""
+    step, processes = setup.step_costs, setup.processes
+    tokens = costs.tokens + step.tokens
+    read = sum_values(torch.tensor([sum(b.bytes_read for b in batches), sum(b.tokens_scored for b in batches)]), processes).tolist()
+    if setup.loader.source is not None and setup.loader.source.is_live:
+        teacher_flops = costs.teacher_flops + read[1] * setup.teacher_flops_per_token
+    else:  # a stored row is paid for once, however often it is read
+        teacher_flops = min(tokens, setup.rows_per_epoch) * setup.teacher_flops_per_token
+    return replace(
+        costs,
+        step=costs.step + 1,
+        tokens=tokens,
+        seconds=costs.seconds + from_first(seconds, processes, setup.device),
+        student_flops=costs.student_flops + step.student_flops,
+        teacher_flops=teacher_flops,
+        bytes_read=costs.bytes_read + int(read[0]),
+    )

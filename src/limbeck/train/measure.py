@@ -1,0 +1,71 @@
+"""Measuring the student of a run on its held-out documents, and what the run leaves when it ends."""
+
+from pathlib import Path
+from typing import Any
+
+from limbeck.data.tokenizers import save_tokenizer
+from limbeck.evals.bits_per_byte import HeldOut, evaluate
+from limbeck.evals.student import StudentReader
+from limbeck.plan.accounting import student_parameters
+from limbeck.runs import Costs, RunWriter
+from limbeck.spec.teacher import Context
+from limbeck.students import hf
+from limbeck.train.setup import Setup
+
+
+def measure(setup: Setup, *, with_teacher: bool = False) -> HeldOut:
+    """The student on the held-out documents, in windows of its own sequence length that do not overlap."""
+    reader = StudentReader(setup.student, device=setup.device, dtype=setup.dtype)
+    return evaluate(
+        reader,
+        setup.texts.heldout,
+        context=Context(window=setup.recipe.data.sequence_length, overlap=0),
+        reference=setup.reference if with_teacher else None,
+        title=f"evaluating {setup.recipe.name}",
+    )
+
+
+def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None:
+    """Last evaluation, the student as a Hugging Face folder, then the summary."""
+    recipe, tokenizer = setup.recipe, setup.texts.tokenizer
+    assert recipe.student.vocab_size is not None
+    heldout = measure(setup, with_teacher=True)
+    writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=heldout.kl_to_teacher_nats)
+    hf.save(
+        setup.student,
+        spec=recipe.student,
+        folder=path / "student",
+        max_positions=recipe.data.sequence_length,
+        bos_token_id=tokenizer.start_id,
+        eos_token_id=tokenizer.end_id,
+    )
+    save_tokenizer(tokenizer, path / "student")
+    parameters = student_parameters(recipe.student, vocab_size=recipe.student.vocab_size)
+    writer.finish(
+        costs,
+        arm=recipe.name,
+        bits_per_byte=heldout.bits_per_byte,
+        kl_to_teacher_nats=heldout.kl_to_teacher_nats,
+        heldout_tokens=heldout.tokens,
+        heldout_bytes=heldout.bytes,
+        heldout_documents=heldout.documents,
+        bits_per_byte_by_document=list(zip(heldout.bytes_by_document, heldout.bits_by_document, strict=True)),
+        parameters={"total": parameters.total, "embedding": parameters.embedding, "non_embedding": parameters.non_embedding},
+        student_flops_per_token=setup.step_costs.student_flops / setup.step_costs.tokens / 3,
+        teacher_flops_per_token=setup.teacher_flops_per_token,
+        tokens_per_second=costs.tokens / costs.seconds,
+        precision=str(setup.dtype).removeprefix("torch."),
+        teacher=_teacher(setup),
+    )
+    (path / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _teacher(setup: Setup) -> dict[str, Any] | None:
+    """The teacher beside the student: its own bits per byte on the same documents."""
+    if setup.reference is None:
+        return None
+    return {
+        "name": setup.reference.teacher,
+        "bits_per_byte": setup.reference.bits_per_byte,
+        "flops_per_token": setup.teacher_flops_per_token or None,
+    }

@@ -1,0 +1,66 @@
+"""Data parallelism: every process holds the student, reads its share of each batch and adds its gradients to the others'.
+
+One process is the same code with world size 1. Start several with `torchrun`.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all."""
+
+    rank: int
+    world_size: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+
+def start_processes(device: torch.device) -> Processes:
+    """Join the others when `torchrun` started this process (gloo on CPU, nccl on CUDA)."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes(0, 1)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def sum_gradients(model: nn.Module, processes: Processes) -> None:
+    """Add up the gradients of all processes. Losses are already divided by the tokens of the whole batch, so sums are means."""
+    if processes.world_size == 1:
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def sum_values(values: Tensor, processes: Processes) -> Tensor:
+    """Add up a small tensor over all processes."""
+    if processes.world_size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def from_first(value: float, processes: Processes, device: torch.device) -> float:
+    """The first process's value, in all: clocks differ, and all must stop at the same step."""
+    if processes.world_size == 1:
+        return value
+    shared = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.broadcast(shared, src=0)
+    return float(shared.item())
+
+
+def wait_for_all(processes: Processes) -> None:
+    """A barrier."""
+    if processes.world_size > 1:
+        dist.barrier()
