@@ -1,0 +1,98 @@
+"""Numbers as a reader wants them: SI prefixes, powers of ten, real minus signs, a dash for what is not known."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from limbeck.report.statistics import Estimate
+
+UNKNOWN = "–"
+_TIE = "\N{NO-BREAK SPACE}"
+"""Between a number and its unit."""
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def fixed(value: float | None, places: int = 4) -> str:
+    """`2.3141`, with U+2212 for a minus and none before a zero."""
+    if value is None:
+        return UNKNOWN
+    text = f"{value:.{places}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def signed(value: float | None, places: int = 4) -> str:
+    """`+0.0120` or `−0.1700`."""
+    text = fixed(value, places)
+    return f"+{text}" if value is not None and value > 0 and float(text) != 0 else text
+
+
+def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
+    """`2.3141 [2.2900, 2.3400]`; the number alone where there is no interval."""
+    if estimate is None:
+        return UNKNOWN
+    form = signed if sign else fixed
+    if estimate.low is None or estimate.high is None:
+        return form(estimate.value)
+    return f"{form(estimate.value)} [{form(estimate.low)}, {form(estimate.high)}]"
+
+
+def count(value: float | None) -> str:
+    """`150,016`."""
+    return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def power(value: float | None) -> str:
+    """`1.23 × 10¹²`; `0` for zero."""
+    if value is None:
+        return UNKNOWN
+    if value == 0:
+        return "0"
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{mantissa}{_TIE}×{_TIE}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def seconds(value: float | None) -> str:
+    """`61.2 s`, `12.3 min` from two minutes, `4.5 h` from two hours."""
+    if value is None:
+        return UNKNOWN
+    if value < 120:
+        return f"{value:.1f}{_TIE}s"
+    return f"{value / 60:.1f}{_TIE}min" if value < 7200 else f"{value / 3600:.1f}{_TIE}h"
+
+
+def size(value: float | None) -> str:
+    """Bytes with a decimal prefix: `1.23 MB`."""
+    if value is None:
+        return UNKNOWN
+    for prefix in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:.3g}{_TIE}{prefix}B"
+        value /= 1000
+    return f"{value:,.2f}{_TIE}TB"
+
+
+def ratio(value: float | None, to: float | None) -> str:
+    """`1.11×`; a dash where either is missing or zero."""
+    return UNKNOWN if value is None or not to else f"{value / to:.2f}×"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 document`, `36 documents`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted paths, the way overrides are written; None is left out."""
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{path}.")
+        elif value is not None:
+            yield path, value
+
+
+def pairs(values: Any) -> str:
+    """A value of a spec in one line, its kind first: `kind=sotu, first_year=1950`."""
+    if isinstance(values, Mapping):
+        kind_first = sorted(flatten(values), key=lambda pair: pair[0] != "kind")
+        return ", ".join(f"{path}={value}" for path, value in kind_first)
+    return UNKNOWN if values is None else str(values)
