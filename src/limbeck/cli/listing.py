@@ -1,0 +1,20 @@
+"""`limbeck list`: the names that other verbs take."""
+
+from limbeck.cli.arguments import Json
+from limbeck.cli.output import emit
+
+
+def list_names(as_json: Json = False) -> None:
+    """Shipped recipes and studies, and the kinds of everything a recipe chooses."""
+    from limbeck.plan.teachers import catalogue
+    from limbeck.spec.base import kind_of, spec_classes
+    from limbeck.spec.load import shipped
+    from limbeck.spec.recipe import Recipe
+
+    fields = Recipe.model_fields
+    chosen = ("student", "teacher", "signal", "objective", "optimizer", "schedule", "budget")
+    kinds = {name: [kind_of(spec) for spec in spec_classes(fields[name].annotation)] for name in chosen}
+    values = {"recipes": shipped("recipes"), "studies": shipped("studies"), "catalogue": sorted(catalogue()), "kinds": kinds}
+    lines = [f"{key}: {', '.join(map(str, names))}" for key, names in values.items() if key != "kinds"]
+    lines += [f"{key}.kind: {', '.join(map(str, names))}" for key, names in kinds.items()]
+    emit(values, as_json=as_json, lines=lines)

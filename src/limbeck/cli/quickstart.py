@@ -1,0 +1,37 @@
+"""`limbeck quickstart`: a real teacher, real text, one tiny student four ways, and a report."""
+
+from typing import Annotated, Any
+
+import typer
+
+from limbeck.cli.arguments import Json, Overrides
+from limbeck.cli.output import emit
+from limbeck.spec.load import load_study, parse_overrides
+
+
+def quickstart(
+    overrides: Overrides = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for stores, runs and report.")] = "out/quickstart",
+    as_json: Json = False,
+) -> None:
+    """Distil SmolLM2-135M-Instruct into a tiny OLMo-3-style student beside its no-teacher control. Resumable, offline."""
+    from limbeck.study.run import run_study, store_facts
+
+    result = run_study(load_study("quickstart"), output=output, overrides=parse_overrides(overrides or []))
+    values = result.as_json()
+    lines = [_store_line(store_facts(path)) for path in result.stores]
+    lines += [_arm_line(arm) for arm in values["arms"]]
+    emit(values, as_json=as_json, lines=[*lines, f"report: {result.report}"])
+
+
+def _store_line(facts: dict[str, Any]) -> str:
+    tail = f", tail mass {facts['mean_tail_mass']:.3f}" if "mean_tail_mass" in facts else ""
+    return (
+        f"store {facts['path']}: {facts['bytes_per_token']:.1f} bytes/token, "
+        f"{facts['distinct_ids_per_token']:.1f} ids/token{tail}, scored at {facts['scoring_tokens_per_second']:,.0f} tokens/s"
+    )
+
+
+def _arm_line(arm: dict[str, Any]) -> str:
+    kl = f", KL to teacher {arm['kl_to_teacher_nats']:.3f} nats" if arm["kl_to_teacher_nats"] is not None else ""
+    return f"{arm['arm']:>12}: {arm['bits_per_byte']:.4f} bits per byte{kl}, {arm['seconds']:.0f} s"

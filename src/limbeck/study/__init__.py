@@ -1,0 +1,1 @@
+"""Studies: several arms of one recipe, their stores, runs and report."""

@@ -1,0 +1,94 @@
+"""Running a study: stores first, then every arm, then the report. Finished parts are not made again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.report.page import Arm, write_report
+from limbeck.runs import is_finished, open_run, require_recipe, write_atomically
+from limbeck.spec.recipe import Recipe
+from limbeck.spec.study import Study
+from limbeck.study.expand import expand
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """Where everything is."""
+
+    runs: dict[str, Path]
+    stores: tuple[Path, ...]
+    report: Path
+
+    def as_json(self) -> dict[str, Any]:
+        """What scripts read."""
+        return {
+            "arms": [{"arm": arm, "run": str(path), **_costs_and_results(path)} for arm, path in self.runs.items()],
+            "stores": [str(path) for path in self.stores],
+            "report": str(self.report),
+        }
+
+
+def run_study(study: Study, *, output: str, overrides: Mapping[str, Any]) -> StudyResult:
+    """Run what is unfinished of a study, and write its report. torch is imported only if there is something to run."""
+    recipes = expand(study, output=output, overrides=overrides)
+    unfinished = [recipe for recipe in recipes.values() if not _is_done(recipe)]
+    if unfinished:
+        _run(list(recipes.values()), unfinished)
+    runs = {arm: Path(recipe.run_path) for arm, recipe in recipes.items()}
+    stores = sorted({Path(recipe.store_path) for recipe in recipes.values() if recipe.uses_store})
+    report = report_of(runs, control=study.control, stores=stores, title=study.name, folder=Path(output))
+    return StudyResult(runs, tuple(stores), report)
+
+
+def report_of(runs: Mapping[str, Path], *, control: str, stores: Sequence[Path], title: str, folder: Path) -> Path:
+    """The HTML report of some runs and the stores they read."""
+    opened = {name: open_run(path) for name, path in runs.items()}
+    teachers = [run.summary["teacher"] for run in opened.values() if run.summary is not None and run.summary["teacher"]]
+    return write_report(
+        [Arm(name, run) for name, run in opened.items()],
+        control=control,
+        stores=[store_facts(path) for path in stores],
+        title=title,
+        folder=folder,
+        teacher=teachers[0] if teachers else None,
+    )
+
+
+def store_facts(path: Path) -> dict[str, Any]:
+    """What `limbeck cache info` says of a store, kept beside it so that a report need not open it again."""
+    remembered = path / "info.json"
+    if remembered.is_file():
+        facts: dict[str, Any] = json.loads(remembered.read_text(encoding="utf-8"))
+    else:
+        from limbeck.signals.store import info
+
+        facts = info(path)
+        write_atomically(remembered, json.dumps(facts, indent=1))
+    return {**facts, "path": str(path), "scoring_tokens_per_second": facts["tokens"] / max(facts["scoring_seconds"], 1e-9)}
+
+
+def _is_done(recipe: Recipe) -> bool:
+    if not is_finished(recipe.run_path):
+        return False
+    require_recipe(recipe.run_path, recipe)
+    return True
+
+
+def _run(recipes: Sequence[Recipe], unfinished: Sequence[Recipe]) -> None:
+    from limbeck.study.stores import is_published, stores_of, write_recipe_stores
+    from limbeck.train.train import train
+
+    wanted = [recipe for recipe in recipes if recipe.uses_store]
+    if not all(is_published(path) for path in stores_of(wanted)):
+        write_recipe_stores(wanted)
+    for recipe in unfinished:
+        train(recipe)
+
+
+def _costs_and_results(path: Path) -> dict[str, Any]:
+    summary = open_run(path).summary
+    assert summary is not None
+    names = ("tokens", "seconds", "student_flops", "teacher_flops", "bits_per_byte", "kl_to_teacher_nats")
+    return {name: summary[name] for name in names}
