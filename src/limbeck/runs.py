@@ -62,7 +62,9 @@ def open_run(path: str | Path) -> Run:
     if not (path / "recipe.yaml").is_file():
         raise LimbeckError(f"{path} is not a run folder: it has no recipe.yaml")
     try:
-        recipe = parse(Recipe, yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8")), source=str(path / "recipe.yaml"))
+        recipe = parse(
+            Recipe, yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8")), source=str(path / "recipe.yaml")
+        )
         summary_path = path / "summary.json"
         return Run(
             path=path,

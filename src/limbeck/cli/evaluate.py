@@ -18,7 +18,9 @@ def evaluate_model(
     target: Annotated[str, typer.Argument(help="A run folder, a model folder or a hub id.", metavar="RUN|FOLDER|HUB_ID")],
     recipe: Annotated[str | None, typer.Option(help="The recipe whose held-out texts (and teacher) to use.")] = None,
     texts: Annotated[list[str] | None, typer.Option(help="Text files to measure on instead; repeat for more.")] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens the model reads at once; default: the recipe's sequence length.")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens the model reads at once; default: the recipe's sequence length.")
+    ] = None,
     overlap: Annotated[int, typer.Option(help="Tokens that the next window reads again as context.")] = 0,
     as_json: Json = False,
 ) -> None:

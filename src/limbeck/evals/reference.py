@@ -1,7 +1,8 @@
 """The teacher on the held-out documents, once for all students: its last hidden states and its head.
 
 A hidden state is 2E bytes where a distribution is 4V, and the distribution comes back exactly by one product, so the KL to the
-teacher needs no truncation and the teacher need not be loaded again. Kept in the user cache. Legend: R rows, E width, V vocabulary.
+teacher needs no truncation and the teacher need not be loaded again. Kept in the user cache. Legend: R rows, E width,
+V vocabulary.
 """
 
 import hashlib
@@ -91,7 +92,9 @@ def _write(path: Path, teacher: Teacher, spec: TeacherSpec, store: TokenStore) -
             hidden_RE[begin : begin + len(rows_RE)] = rows_RE
             nats += _text_nats(rows_RE, teacher.head_VE, document, first=window.first)
             if not math.isfinite(nats):
-                raise TeacherError(f"teacher {teacher.files.name}: logits on held-out document {store.ids[passage.document]} are not finite")
+                raise TeacherError(
+                    f"teacher {teacher.files.name}: logits on held-out document {store.ids[passage.document]} are not finite"
+                )
             advance(len(rows_RE))
     bits_per_byte = nats / math.log(2) / float(store.bytes_per_document.sum())
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,9 @@ def sparse_target(rows: SparseRows) -> SparseTarget:
             return SparseTarget(rows.ids_TK, rows.counts_TK.float() / rows.draws, None, rows.entropy_T)
         case HardRows():
             ids_TK = rows.ids_T[:, None]
-            return SparseTarget(ids_TK, torch.ones(ids_TK.shape, device=ids_TK.device), None, torch.zeros(len(ids_TK), device=ids_TK.device))
+            return SparseTarget(
+                ids_TK, torch.ones(ids_TK.shape, device=ids_TK.device), None, torch.zeros(len(ids_TK), device=ids_TK.device)
+            )
 
 
 def hard_rows(rows: TopKRows | HardRows) -> HardRows:

@@ -9,7 +9,7 @@ from limbeck.spec.base import Spec
 
 class _Texts(Spec):
     split_bytes: PositiveInt | None = None
-    """Cut longer texts at paragraph boundaries into documents of at most this many UTF-8 bytes (one paragraph may exceed it)."""
+    """Cut longer texts at blank lines into documents of at most this many UTF-8 bytes (one paragraph may exceed it)."""
     sample_tokens: PositiveInt | None = None
     """Keep documents in the order of their ids, which is as good as random and always the same, until this many tokens."""
 

@@ -114,5 +114,3 @@ def _scalar(text: str, argument: str) -> Any:
 
 def _shipped_folder(folder: str) -> Any:
     return resources.files("limbeck") / folder
-
-

@@ -29,7 +29,7 @@ class Olmo3Student(Spec):
     rms_norm_eps: float = Field(1e-6, gt=0)
     sliding_window: PositiveInt = 4096
     full_attention_every: PositiveInt = 4
-    """Layer i (from 0) attends fully iff (i + 1) is divisible by this; the others see `sliding_window` keys, their own included."""
+    """Layer i (from 0) attends fully iff (i + 1) is divisible by this; the others see `sliding_window` keys, themselves one."""
     init_std: float = Field(0.02, gt=0)
     """Every matrix: normal with this deviation, truncated at three of them; norms start at 1."""
 

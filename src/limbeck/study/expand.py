@@ -1,4 +1,4 @@
-"""From a study to its recipes: one for each arm, all with the same student, texts, budget and seed unless an arm says otherwise."""
+"""From a study to its recipes: one for each arm, all with the same student, texts, budget and seed unless an arm differs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,5 +11,6 @@ from limbeck.spec.study import Study
 def expand(study: Study, *, output: str, overrides: Mapping[str, Any]) -> dict[str, Recipe]:
     """The recipe of every arm. `overrides` go to all arms, before an arm's own."""
     return {
-        arm: load_recipe(study.recipe, {**overrides, "name": arm, "output": output, **changes}) for arm, changes in study.arms.items()
+        arm: load_recipe(study.recipe, {**overrides, "name": arm, "output": output, **changes})
+        for arm, changes in study.arms.items()
     }

@@ -31,7 +31,9 @@ def write_recipe_stores(recipes: Sequence[Recipe]) -> list[Path]:
     """Write the stores that the recipes read. They must share teacher and texts. Continues what an earlier call left."""
     readers = [recipe for recipe in recipes if recipe.uses_store]
     if not readers:
-        raise SpecError(f"{recipes[0].name}: no signal store is read (objective.kind={recipes[0].objective.kind}, or signal.live)")
+        raise SpecError(
+            f"{recipes[0].name}: no signal store is read (objective.kind={recipes[0].objective.kind}, or signal.live)"
+        )
     first = readers[0]
     assert first.teacher is not None
     if any(recipe.teacher != first.teacher or recipe.data != first.data for recipe in readers):

@@ -13,11 +13,11 @@ import torch
 
 from limbeck.data.token_store import TokenStore
 from limbeck.progress import progress
+from limbeck.signals.manifest import StoreIdentity, signal_identity
 from limbeck.signals.rows import concatenate
 from limbeck.signals.select import select_all
-from limbeck.signals.manifest import StoreIdentity, signal_identity
-from limbeck.signals.writer import StoreWriter
 from limbeck.signals.types import SparseRows
+from limbeck.signals.writer import StoreWriter
 from limbeck.spec.signal import StoredSignal
 from limbeck.spec.teacher import Context
 from limbeck.teachers.huggingface import Teacher
@@ -54,7 +54,9 @@ def write_stores(
             ids = [document_id for document_id, _ in shard.documents]
             tokens = [store.document(place[document_id]) for document_id in ids]
             started = time.perf_counter()
-            rows = score_documents(teacher, tokens, ids=ids, signals=[writer.identity.spec for writer in lacking], context=context)
+            rows = score_documents(
+                teacher, tokens, ids=ids, signals=[writer.identity.spec for writer in lacking], context=context
+            )
             seconds = time.perf_counter() - started
             for number, writer in enumerate(lacking):
                 content = [(ident, array, taken[number]) for ident, array, taken in zip(ids, tokens, rows, strict=True)]

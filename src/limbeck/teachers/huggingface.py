@@ -72,7 +72,9 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
             trust_remote_code=files.trust_remote_code,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise TeacherError(f"teacher {files.name} cannot be loaded from {files.model}: {str(error).strip().splitlines()[0]}") from error
+        raise TeacherError(
+            f"teacher {files.name} cannot be loaded from {files.model}: {str(error).strip().splitlines()[0]}"
+        ) from error
     finally:
         logging.enable_progress_bar()
     model.requires_grad_(False).eval().to(device)
@@ -85,7 +87,11 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
 def _plain_head(model: Any, device: torch.device) -> Tensor | None:
     """The head's matrix, if a probe shows that the logits are its product with the hidden states."""
     head = model.get_output_embeddings()
-    if head is None or not isinstance(getattr(head, "weight", None), Tensor) or head.weight.dtype not in {torch.float32, torch.bfloat16, torch.float16}:
+    if (
+        head is None
+        or not isinstance(getattr(head, "weight", None), Tensor)
+        or head.weight.dtype not in {torch.float32, torch.bfloat16, torch.float16}
+    ):
         return None
     probe_BT = torch.arange(1, PROBE_TOKENS + 1, device=device)[None]
     logits = model(input_ids=probe_BT, use_cache=False).logits

@@ -29,7 +29,9 @@ class LiveRows:
 
     def __init__(self, teacher: Teacher, store: TokenStore, *, signal: Signal, context: Context) -> None:
         if teacher.head_VE is None:
-            raise TeacherError(f"teacher {teacher.files.name} has no plain head and cannot teach live: write a store, cached rows work")
+            raise TeacherError(
+                f"teacher {teacher.files.name} has no plain head and cannot teach live: write a store, cached rows work"
+            )
         self.teacher, self.store, self.signal, self.context = teacher, store, signal, context
         self.head_VE = teacher.head_VE
         self.tokens_scored = 0

@@ -1,7 +1,9 @@
 """Scoring: a model reads documents and says, position by position, what it expects next.
 
 A document is scored alone, whole or in overlapping windows (`limbeck.data.windows`), so its rows do not depend on which
-documents happen to be scored with it. Windows of similar length go through the model together. Legend: B windows, T positions of a window, R rows that are kept, V vocabulary, E width.
+documents happen to be scored with it. Windows of similar length go through the model together.
+
+Legend: B windows, T positions of a window, R rows that are kept, V vocabulary, E width.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """What a killed run resumes from: student, optimizer and costs, in one file that is replaced as a whole.
 
-Batches, schedules and teachers' draws are pure functions of the step, so nothing else is needed to continue bit for bit. Read with
-`weights_only=True`: a checkpoint cannot run code.
+Batches, schedules and teachers' draws are pure functions of the step, so nothing else is needed to continue bit for bit. Read
+with `weights_only=True`: a checkpoint cannot run code.
 """
 
 import os
@@ -15,7 +15,9 @@ from limbeck.errors import LimbeckError
 from limbeck.runs import Costs
 
 
-def save_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, costs: Costs, dtype: torch.dtype) -> None:
+def save_checkpoint(
+    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, costs: Costs, dtype: torch.dtype
+) -> None:
     """Write the checkpoint beside its place, then put it there."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "costs": asdict(costs), "dtype": str(dtype)}
     temporary = path.with_name(path.name + ".tmp")
@@ -27,7 +29,9 @@ def save_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Opti
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
         temporary.unlink(missing_ok=True)
-        raise LimbeckError(f"{path} cannot be written ({error}): free some space and start again, the last checkpoint is kept") from error
+        raise LimbeckError(
+            f"{path} cannot be written ({error}): free some space and start again, the last checkpoint is kept"
+        ) from error
 
 
 def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Costs:

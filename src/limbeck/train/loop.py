@@ -30,7 +30,7 @@ from limbeck.train.setup import Setup
 
 
 def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
-    """Train to the end of the budget, from the last checkpoint if there is one. Only the process with a `writer` leaves files."""
+    """Train to the end of the budget, from the last checkpoint if there is one. Only the process with a `writer` writes."""
     recipe, budget = setup.recipe, setup.recipe.budget
     optimizer = build_optimizer(recipe.optimizer, setup.student)
     checkpoint = path / "checkpoint.pt"
@@ -50,11 +50,15 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
         while fraction(budget, costs) < 1:
             started = time.perf_counter()
             batches = next(steps)
-            lr = recipe.optimizer.lr * lr_factor(recipe.schedule, fraction_during_next_step(budget, costs, step=setup.step_costs))
+            lr = recipe.optimizer.lr * lr_factor(
+                recipe.schedule, fraction_during_next_step(budget, costs, step=setup.step_costs)
+            )
             logged = optimizer_step(setup, optimizer, batches, lr=lr)
             before, costs = costs, _after(setup, costs, batches, seconds=time.perf_counter() - started)
             if not math.isfinite(logged["loss_nats"]):
-                raise LimbeckError(f"{path}: the loss is not finite at step {costs.step}; lower optimizer.lr (the last checkpoint is kept)")
+                raise LimbeckError(
+                    f"{path}: the loss is not finite at step {costs.step}; lower optimizer.lr (the last checkpoint is kept)"
+                )
             last = fraction(budget, costs) >= 1
             if writer is not None:
                 writer.record("train", costs, **logged)
@@ -114,7 +118,9 @@ def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: flo
     """The costs with one more step."""
     step, processes = setup.step_costs, setup.processes
     tokens = costs.tokens + step.tokens
-    read = sum_values(torch.tensor([sum(b.bytes_read for b in batches), sum(b.tokens_scored for b in batches)]), processes).tolist()
+    read = sum_values(
+        torch.tensor([sum(b.bytes_read for b in batches), sum(b.tokens_scored for b in batches)]), processes
+    ).tolist()
     if setup.loader.source is not None and setup.loader.source.is_live:
         teacher_flops = costs.teacher_flops + read[1] * setup.teacher_flops_per_token
     else:  # a stored row is paid for once, however often it is read

@@ -1,7 +1,7 @@
 """From a recipe to everything a run needs: resolved, cross-checked and opened before the first step.
 
-Whatever can be wrong is found here: a store of another tokenizer or other documents, a signal it does not hold, vocabularies that
-differ, a teacher that cannot be had.
+Whatever can be wrong is found here: a store of another tokenizer or other documents, a signal it does not hold, vocabularies
+that differ, a teacher that cannot be had.
 """
 
 from dataclasses import dataclass
