@@ -124,10 +124,8 @@ def _read_file(path: Path, *, field: str) -> Iterator[tuple[str, str]]:
         case suffix if suffix in PLAIN_SUFFIXES:
             yield str(path), _read_plain(path)
         case suffix:
-            raise DataError(
             known = ", ".join([*sorted(PLAIN_SUFFIXES), ".jsonl", ".parquet"])
             raise DataError(f"{path}: {suffix or 'no suffix'} is not a known kind of text ({known})")
-            )
 
 
 def _read_plain(path: Path) -> str:

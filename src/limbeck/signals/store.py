@@ -23,10 +23,7 @@ from limbeck.signals.manifest import PLAN_FILE, STORE_FILE, StoreIdentity, check
 from limbeck.signals.select import narrow
 from limbeck.signals.shards import map_shard, read_index, verify_shard
 from limbeck.signals.types import SparseRows
-from limbeck.signals.writer import StoreWriter
 from limbeck.spec.signal import Signal, StoredSignal
-
-__all__ = ["SignalStore", "StoreIdentity", "StoreWriter", "VerifyReport", "info", "verify"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ interrupted and resumed is the store that would have been written in one go.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,9 @@ from limbeck.spec.teacher import Context
 from limbeck.teachers.huggingface import Teacher
 from limbeck.teachers.score import passages, score_logits
 
-SHARD_TOKENS = 65_536
+SHARD_TOKENS = 16_384
+"""Of a small store: a kill loses at most so much. A large one has about `MOST_SHARDS` files instead of ever more."""
+MOST_SHARDS = 1024
 
 
 def write_stores(
@@ -32,10 +34,11 @@ def write_stores(
     signals: Mapping[Path, StoredSignal],
     *,
     context: Context,
-    shard_tokens: int = SHARD_TOKENS,
+    shard_tokens: int | None = None,
 ) -> None:
     """Score every document of `store` once and publish one signal store per path. Resumes what an earlier call left."""
-    documents = [(document_id, len(store.document(index))) for index, document_id in enumerate(store.ids)]
+    documents = list(zip(store.ids, store.lengths.tolist(), strict=True))
+    shard_tokens = shard_tokens or max(SHARD_TOKENS, store.num_rows // MOST_SHARDS)
     writers = [
         StoreWriter(
             path,
@@ -48,20 +51,20 @@ def write_stores(
     waiting = [{shard.index: shard for shard in writer.pending_shards()} for writer in writers]
     todo = {index: shard for shards in waiting for index, shard in shards.items()}
     place = {document_id: index for index, document_id in enumerate(store.ids)}
-    with progress(f"{teacher.files.name} reads documents", total=sum(shard.num_tokens for shard in todo.values())) as advance:
+    with progress(
+        f"{teacher.files.name} reads documents", total=sum(shard.num_tokens - len(shard.documents) for shard in todo.values())
+    ) as advance:
         for index, shard in sorted(todo.items()):
             lacking = [writer for writer, shards in zip(writers, waiting, strict=True) if index in shards]
-            ids = [document_id for document_id, _ in shard.documents]
+            ids = shard.document_ids
             tokens = [store.document(place[document_id]) for document_id in ids]
+            signals_lacking = [writer.identity.spec for writer in lacking]
             started = time.perf_counter()
-            rows = score_documents(
-                teacher, tokens, ids=ids, signals=[writer.identity.spec for writer in lacking], context=context
-            )
+            rows = score_documents(teacher, tokens, ids=ids, signals=signals_lacking, context=context, advance=advance)
             seconds = time.perf_counter() - started
             for number, writer in enumerate(lacking):
                 content = [(ident, array, taken[number]) for ident, array, taken in zip(ids, tokens, rows, strict=True)]
                 writer.write_shard(index, content, seconds=seconds)
-            advance(shard.num_tokens, f"{shard.num_tokens / seconds:,.0f} tokens/s")
     for writer in writers:
         writer.publish()
 
@@ -80,14 +83,21 @@ def store_identity(teacher: Teacher, store: TokenStore, signal: StoredSignal, *,
 
 @torch.no_grad()
 def score_documents(
-    teacher: Teacher, documents: Sequence[np.ndarray], *, ids: Sequence[str], signals: Sequence[StoredSignal], context: Context
+    teacher: Teacher,
+    documents: Sequence[np.ndarray],
+    *,
+    ids: Sequence[str],
+    signals: Sequence[StoredSignal],
+    context: Context,
+    advance: Callable[[float], None] = lambda rows: None,
 ) -> list[tuple[SparseRows, ...]]:
-    """For each document, the rows of every signal, one row per position that has a next token."""
+    """For each document, the rows of every signal, one row per position that has a next token. `advance` is told of rows."""
     work = passages([len(tokens) for tokens in documents], context=context)
     parts: dict[int, list[tuple[int, tuple[SparseRows, ...]]]] = {index: [] for index in range(len(documents))}
     for passage, first, logits_RV in score_logits(teacher, documents, work):
         positions_R = torch.arange(first, first + len(logits_RV))
         taken = select_all(logits_RV, signals, document_id=ids[passage.document], positions_T=positions_R)
         parts[passage.document].append((first, taken))
+        advance(len(logits_RV))
     in_order = [[taken for _, taken in sorted(parts[index], key=lambda part: part[0])] for index in range(len(documents))]
     return [tuple(concatenate(list(same_signal)) for same_signal in zip(*chunks, strict=True)) for chunks in in_order]

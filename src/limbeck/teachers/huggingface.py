@@ -17,6 +17,8 @@ from limbeck.spec.teacher import Teacher as TeacherSpec
 from limbeck.teachers.files import TeacherFiles, file_sha256, locate
 
 PROBE_TOKENS = 8
+PROBE_SCALE = 64.0
+PLAIN_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 @dataclass(frozen=True)
@@ -85,19 +87,27 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
 
 @torch.no_grad()
 def _plain_head(model: Any, device: torch.device) -> Tensor | None:
-    """The head's matrix, if a probe shows that the logits are its product with the hidden states."""
+    """The head's matrix, if a probe shows that the logits are its product with the hidden states and nothing more.
+
+    The head's output is enlarged for the probe, because a soft cap is all but linear for small logits.
+    """
     head = model.get_output_embeddings()
-    if (
-        head is None
-        or not isinstance(getattr(head, "weight", None), Tensor)
-        or head.weight.dtype not in {torch.float32, torch.bfloat16, torch.float16}
-    ):
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dtype not in PLAIN_DTYPES or getattr(head, "bias", None) is not None:
         return None
     probe_BT = torch.arange(1, PROBE_TOKENS + 1, device=device)[None]
-    logits = model(input_ids=probe_BT, use_cache=False).logits
-    projected = torch.nn.functional.linear(model.base_model(input_ids=probe_BT, use_cache=False).last_hidden_state, head.weight)
-    same = logits.shape == projected.shape and torch.allclose(logits.float(), projected.float(), rtol=1e-2, atol=1e-2)
-    return head.weight.detach() if same else None
+    hook = head.register_forward_hook(lambda module, inputs, output: output * PROBE_SCALE)
+    try:
+        logits = model(input_ids=probe_BT, use_cache=False).logits.float()
+    finally:
+        hook.remove()
+    hidden = model.base_model(input_ids=probe_BT, use_cache=False).last_hidden_state
+    projected = torch.nn.functional.linear(hidden, weight).float() * PROBE_SCALE
+    rounding = 1e-4 if weight.dtype == torch.float32 else 1e-2
+    same = logits.shape == projected.shape and bool(
+        ((logits - projected).abs().max() <= rounding * projected.abs().max()).item()
+    )
+    return weight.detach() if same else None
 
 
 def _weights_digest(model: Any, files: TeacherFiles) -> str:
