@@ -10,3 +10,12 @@ def cache_folder() -> Path:
     if configured:
         return Path(configured).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "limbeck"
+
+
+def put_in_place(building: Path, folder: Path) -> None:
+    """Rename a finished folder to its name. Where another process was quicker, its folder stays: both hold the same."""
+    try:
+        os.replace(building, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise

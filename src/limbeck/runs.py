@@ -13,7 +13,7 @@ Torch-free, so that `report` and `plan` start at once.
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -122,21 +122,36 @@ class RunWriter:
 def _refuse_another_recipe(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     # Where things lie and how often they are saved do not change what is computed.
     incidental = {"output", "store", "checkpoint"}
-    for key in new:
-        if key not in incidental and old.get(key) != new[key]:
-            raise SpecError(
-                f"{path} holds a run of another recipe ({key} is {old.get(key)!r} there and {new[key]!r} here): "
-                "choose another name or output, or remove the folder"
-            )
+    for key, there, here in _differences(old, {key: value for key, value in new.items() if key not in incidental}):
+        if key == "student.vocab_size" and here is None:  # left to be filled in, as it was in the run
+            continue
+        raise SpecError(
+            f"{path} holds a run of another recipe ({key} is {there!r} there and {here!r} here): "
+            "choose another name or output, or remove the folder"
+        )
 
 
-def _read_records(path: Path) -> Iterable[dict[str, Any]]:
+def _differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of every key of `new` whose values differ."""
+    for key, here in new.items():
+        there = old.get(key)
+        if isinstance(here, dict) and isinstance(there, dict) and here.get("kind") == there.get("kind"):
+            yield from _differences(there, here, prefix=f"{prefix}{key}.")
+        elif here != there:
+            yield f"{prefix}{key}", there, here
+
+
+def _read_records(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):  # a kill can leave half a line at the end
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):  # a kill can leave half a line at the end
+                return
+            try:
                 yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise LimbeckError(f"{path}, line {number}, is damaged ({error}): remove the run folder and train again") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -230,6 +230,11 @@ def test_two_writers_share_a_folder(tmp_path: Path) -> None:
     first, second = open_writer(tmp_path, HardSignal()), open_writer(tmp_path, HardSignal())
     fill(first, at_most=2)
     assert [shard.index for shard in second.pending_shards()] == [2]
+    finished = (tmp_path / "shard-00000.rows").read_bytes()
+    texts = dict(make_documents())
+    content = [(name, texts[name], rows_of(name, texts[name], HardSignal())) for name in first.shards[0].document_ids]
+    open_writer(tmp_path, HardSignal()).write_shard(0, content, seconds=99.0)
+    assert (tmp_path / "shard-00000.rows").read_bytes() == finished
     fill(second)
     second.publish()
     first.publish()
@@ -290,9 +295,9 @@ def test_a_flipped_byte_names_the_document(store_path: Path) -> None:
     changed = bytearray(file.read_bytes())
     changed[-1 - len(changed[changed.index(b'{"') :])] ^= 4  # the payload's last byte belongs to its second document
     file.write_bytes(changed)
-    named = [
-        name for name, _ in make_documents()[:3] if any(f"document {name}" in text for text in verify(store_path).problems)
-    ]
+    problems = verify(store_path).problems
+    assert any("shard-00000.rows is damaged (the checksum of its rows does not hold)" in problem for problem in problems)
+    named = [name for name, _ in make_documents()[:3] if any(f"document {name}" in problem for problem in problems)]
     assert named == [make_documents()[1][0]]
 
 

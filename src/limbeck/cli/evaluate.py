@@ -1,5 +1,6 @@
 """`limbeck eval RUN|FOLDER|HUB_ID`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +9,13 @@ import typer
 from limbeck.cli.arguments import Json
 from limbeck.cli.output import emit
 from limbeck.errors import LimbeckError
+from limbeck.spec.base import parse
 from limbeck.spec.data import FileTexts, Texts
 from limbeck.spec.load import load_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.teacher import Context
+
+HUB_ID = r"[\w.-]+/[\w.-]+"
 
 
 def evaluate_model(
@@ -19,25 +23,30 @@ def evaluate_model(
     recipe: Annotated[str | None, typer.Option(help="The recipe whose held-out texts (and teacher) to use.")] = None,
     texts: Annotated[list[str] | None, typer.Option(help="Text files to measure on instead; repeat for more.")] = None,
     window: Annotated[
-        int | None, typer.Option(help="Tokens the model reads at once; default: the recipe's sequence length.")
+        int | None, typer.Option(min=1, help="Tokens the model reads at once; default: the recipe's sequence length.")
     ] = None,
-    overlap: Annotated[int, typer.Option(help="Tokens that the next window reads again as context.")] = 0,
+    overlap: Annotated[int, typer.Option(min=0, help="Tokens that the next window reads again as context.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Bits per byte on held-out documents, and the KL to the recipe's teacher where the tokenizer is the same."""
-    from limbeck.evals.model import evaluate_model as measure
     from limbeck.runs import open_run
 
     is_run = (Path(target) / "recipe.yaml").is_file()
     if is_run and not (Path(target) / "student").is_dir():
         raise LimbeckError(f"{target} is unfinished: `limbeck train {target}/recipe.yaml` continues it")
     if not is_run and recipe is None and not texts:
+        if not Path(target).exists() and not re.fullmatch(HUB_ID, target):
+            raise LimbeckError(f"{target} does not exist: name a run folder, a model folder or a hub id")
         raise LimbeckError(f"{target} is a model, not a run: name the texts with --recipe or --texts")
     chosen = load_recipe(recipe) if recipe is not None else open_run(target).recipe if is_run else None
+    context = {"window": window or (chosen.data.sequence_length if chosen is not None else 2048), "overlap": overlap}
+    reading = parse(Context, context, source="--window and --overlap")
+    from limbeck.evals.model import evaluate_model as measure
+
     heldout = measure(
         f"{target}/student" if is_run else target,
         texts=FileTexts(paths=tuple(texts)) if texts else _heldout(chosen),
-        context=Context(window=window or (chosen.data.sequence_length if chosen is not None else 2048), overlap=overlap),
+        context=reading,
         teacher=chosen.teacher if chosen is not None and chosen.evaluation.kl_to_teacher else None,
     )
     values = {

@@ -1,5 +1,6 @@
 """`limbeck VERB …`: the table of verbs, and the one place where errors become a line and an exit code."""
 
+import errno
 import sys
 
 import typer
@@ -22,6 +23,8 @@ app.command("show")(show.show)
 app.command("list")(listing.list_names)
 
 INTERRUPTED = 130
+FULL = {errno.ENOSPC, errno.EDQUOT}
+NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 def main() -> None:
@@ -29,11 +32,23 @@ def main() -> None:
     try:
         app()
     except LimbeckError as error:
-        print(f"limbeck: {error}", file=sys.stderr)
+        _complain(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("limbeck: interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno not in FULL | NOT_WRITABLE:
+            raise
+        remedy = "free some space, the same command continues" if error.errno in FULL else "name a path that can be read or written"
+        _complain(f"{error.filename or 'a file'}: {error.strerror}; {remedy}")
+        sys.exit(LimbeckError.exit_code)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # what typer makes of Ctrl-C
+            _complain("interrupted; the same command continues where it stopped")
+        raise
+
+
+def _complain(message: str) -> None:
+    """One line, also where a library's message within it has several."""
+    print(f"limbeck: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

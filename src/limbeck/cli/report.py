@@ -27,7 +27,9 @@ def report(
         raise LimbeckError("two runs have the same folder name; rename one, the report tells runs apart by it")
     if control is None:
         without = [name for name, run in opened.items() if not needs_teacher(run.recipe.objective)]
-        if len(without) != 1:
+        if not without:
+            raise LimbeckError("none of these runs trains without a teacher: add the one to compare with (objective.kind=ce)")
+        if len(without) > 1:
             raise LimbeckError(f"{len(without)} of these runs train without a teacher; name the control with --control")
         control = without[0]
     elif control not in opened:

@@ -22,7 +22,7 @@ FLOPS_PER_SECOND = 4e14
 def show(
     recipe: RecipeName,
     overrides: Overrides = None,
-    flops_per_second: Annotated[float, typer.Option(help="Sustained by the device, for the hours.")] = FLOPS_PER_SECOND,
+    flops_per_second: Annotated[float, typer.Option(min=1, help="Sustained by the device, for the hours.")] = FLOPS_PER_SECOND,
     as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs, bytes and hours of a recipe, without running or downloading anything."""

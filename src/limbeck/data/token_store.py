@@ -25,7 +25,7 @@ from limbeck.data import texts as text_sources
 from limbeck.data.texts import Document
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
-from limbeck.paths import cache_folder
+from limbeck.paths import cache_folder, put_in_place
 from limbeck.progress import progress
 from limbeck.spec.data import Data, Texts
 
@@ -148,7 +148,7 @@ def write_token_store(
         np.save(building / "bytes.npy", np.array(byte_counts, dtype=np.int64))
         np.save(building / "ids.npy", np.array(ids, dtype="S32"))
         (building / "store.json").write_text(json.dumps({**about, "tokens": total}, indent=1), encoding="utf-8")
-        os.replace(building, path)
+        put_in_place(building, path)
     except OSError as error:
         raise DataError(f"token store {path} cannot be written: {error}") from error
     finally:

@@ -39,7 +39,10 @@ def read_yaml(name_or_path: str, *, folder: str) -> dict[str, Any]:
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         if not path.is_file():
             raise SpecError(f"{name_or_path} does not exist")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise SpecError(f"{name_or_path}: not UTF-8 at byte {error.start}; convert the file, for example with iconv") from None
     else:
         if name_or_path not in shipped(folder):
             raise SpecError(f"{name_or_path} is neither a file nor one of the {folder}{nearest(name_or_path, shipped(folder))}")
@@ -104,7 +107,7 @@ def _scalar(text: str, argument: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise SpecError(f"{argument!r}: the value is not valid YAML") from None
-    if isinstance(value, str):  # YAML 1.1 reads 2e6 as a string; people mean a number
+    if isinstance(value, str) and value == text.strip():  # YAML 1.1 reads 2e6 as a string; who means the string quotes it
         try:
             return float(value)
         except ValueError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import TeacherError
-from limbeck.paths import cache_folder
+from limbeck.paths import cache_folder, put_in_place
 from limbeck.progress import say
 from limbeck.spec.teacher import GGUFTeacher, HuggingFaceTeacher, SmolLM2Teacher, Teacher
 
@@ -120,7 +120,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         file_type = GGUFReader(str(gguf)).fields["general.file_type"].contents()
         about = {"source": gguf.name, "quantisation": f"gguf {LlamaFileType(file_type).name.removeprefix('MOSTLY_')}"}
         (building / "limbeck.json").write_text(json.dumps(about), encoding="utf-8")
-        os.replace(building, folder)
+        put_in_place(building, folder)
     except (OSError, ValueError, KeyError) as error:
         raise TeacherError(f"{gguf} cannot be converted: {_first_line(error)}") from error
     finally:

@@ -77,7 +77,7 @@ def batches(work: Sequence[Passage], *, batch_tokens: int) -> list[list[Passage]
 def score_hidden(reader: Reader, documents: Sequence[np.ndarray], work: Sequence[Passage]) -> Iterator[tuple[Passage, Tensor]]:
     """Hidden states [R, E] of the rows that each window keeps, group by group."""
     for group in batches(work, batch_tokens=BATCH_TOKENS[reader.device.type]):
-        hidden_BTE = reader.hidden(_padded(documents, group))
+        hidden_BTE = reader.hidden(padded(documents, group))
         for index, passage in enumerate(group):
             window = passage.window
             yield passage, hidden_BTE[index, window.first - window.start : window.stop - window.start]
@@ -92,7 +92,7 @@ def score_logits(
     if reader.head_VE is None:
         for passage in work:
             window = passage.window
-            logits_TV = reader.logits(_padded(documents, [passage]))[0, window.first - window.start :]
+            logits_TV = reader.logits(padded(documents, [passage]))[0, window.first - window.start :]
             yield passage, window.first, logits_TV
         return
     for passage, hidden_RE in score_hidden(reader, documents, work):
@@ -101,7 +101,8 @@ def score_logits(
             yield passage, passage.window.first + start, logits_RV
 
 
-def _padded(documents: Sequence[np.ndarray], group: Sequence[Passage]) -> Tensor:
+def padded(documents: Sequence[np.ndarray], group: Sequence[Passage]) -> Tensor:
+    """Tokens [B, T] of a group's windows, int64, padded on the right to the first and longest."""
     longest = group[0].window.stop - group[0].window.start
     tokens_BT = np.zeros((len(group), longest), dtype=np.int64)
     for row, passage in enumerate(group):
