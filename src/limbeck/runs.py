@@ -107,6 +107,12 @@ class RunWriter:
             kept = [record for record in _read_records(metrics) if record["step"] <= step]
             write_atomically(metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
+    def forget(self, event: str, *, step: int) -> None:
+        """Forget the records of one kind at `step`, for the same reason."""
+        metrics = self.path / "metrics.jsonl"
+        kept = [record for record in _read_records(metrics) if (record["event"], record["step"]) != (event, step)]
+        write_atomically(metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
     def record(self, event: str, costs: Costs, **values: float | None) -> None:
         """Append one record."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:

@@ -171,7 +171,7 @@ def test_a_killed_write_resumes_to_the_same_bytes(tmp_path: Path, signal: Stored
     path = tmp_path / "killed"
     fill(open_writer(path, signal), at_most=1)
     (path / "shard-00001.rows.123-abcd.tmp").write_bytes(b"half a shard")
-    with pytest.raises(StoreError, match=r"incomplete \(1 of 3 shards\); `limbeck cache write .*killed` resumes it"):
+    with pytest.raises(StoreError, match=r"incomplete \(1 of 3 shards\); `limbeck cache write` with its recipe resumes it"):
         SignalStore.open(path)
     with pytest.raises(StoreError, match="incomplete"):
         verify(path)
@@ -299,6 +299,11 @@ def test_a_flipped_byte_names_the_document(store_path: Path) -> None:
     assert any("shard-00000.rows is damaged (the checksum of its rows does not hold)" in problem for problem in problems)
     named = [name for name, _ in make_documents()[:3] if any(f"document {name}" in problem for problem in problems)]
     assert named == [make_documents()[1][0]]
+    store = SignalStore.open(store_path)
+    (first, first_tokens), (second, second_tokens) = make_documents()[:2]
+    store.rows(first, 0, len(first_tokens) - 1, tokens=first_tokens)
+    with pytest.raises(StoreError, match=rf"shard-00000\.rows: the rows of document {second} changed"):
+        store.rows(second, 0, 1, tokens=second_tokens[:2])
 
 
 def test_a_shard_of_another_store_is_found(tmp_path: Path) -> None:

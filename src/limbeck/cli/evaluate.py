@@ -1,6 +1,5 @@
 """`limbeck eval RUN|FOLDER|HUB_ID`."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +13,6 @@ from limbeck.spec.data import FileTexts, Texts
 from limbeck.spec.load import load_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.teacher import Context
-
-HUB_ID = r"[\w.-]+/[\w.-]+"
 
 
 def evaluate_model(
@@ -35,9 +32,9 @@ def evaluate_model(
     if is_run and not (Path(target) / "student").is_dir():
         raise LimbeckError(f"{target} is unfinished: `limbeck train {target}/recipe.yaml` continues it")
     if not is_run and recipe is None and not texts:
-        if not Path(target).exists() and not re.fullmatch(HUB_ID, target):
-            raise LimbeckError(f"{target} does not exist: name a run folder, a model folder or a hub id")
-        raise LimbeckError(f"{target} is a model, not a run: name the texts with --recipe or --texts")
+        raise LimbeckError(
+            f"{target} is no run (it has no recipe.yaml): to measure a model, name texts with --recipe or --texts"
+        )
     chosen = load_recipe(recipe) if recipe is not None else open_run(target).recipe if is_run else None
     context = {"window": window or (chosen.data.sequence_length if chosen is not None else 2048), "overlap": overlap}
     reading = parse(Context, context, source="--window and --overlap")

@@ -37,7 +37,9 @@ def main() -> None:
     except OSError as error:
         if error.errno not in FULL | NOT_WRITABLE:
             raise
-        remedy = "free some space, the same command continues" if error.errno in FULL else "name a path that can be read or written"
+        remedy = (
+            "free some space, the same command continues" if error.errno in FULL else "name a path that can be read or written"
+        )
         _complain(f"{error.filename or 'a file'}: {error.strerror}; {remedy}")
         sys.exit(LimbeckError.exit_code)
     except SystemExit as stop:

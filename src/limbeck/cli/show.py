@@ -47,7 +47,7 @@ def _teacher_config(recipe: Recipe) -> dict[str, Any] | None:
         return None
     name = recipe.teacher.model if isinstance(recipe.teacher, HuggingFaceTeacher) else recipe.teacher.slug
     known = find(name)
-    if known is not None or not isinstance(recipe.teacher, HuggingFaceTeacher):
+    if known is not None or not isinstance(recipe.teacher, HuggingFaceTeacher) or recipe.teacher.gguf_file is not None:
         return known
     from limbeck.teachers.files import locate, read_config
 

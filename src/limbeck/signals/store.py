@@ -9,6 +9,7 @@ A token is counted where it has a row: the first token of a document is given, n
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,7 @@ class _Place:
     num_rows: int
     offset: int
     num_bytes: int
+    crc: int
 
 
 class SignalStore:
@@ -48,6 +50,7 @@ class SignalStore:
         self.bytes_read = 0
         self._places = self._index_documents()
         self._maps: dict[int, np.ndarray] = {}
+        self._intact: set[str] = set()  # documents whose bytes were compared with their checksum, on their first read
 
     @classmethod
     def open(cls, path: Path) -> "SignalStore":
@@ -143,9 +146,19 @@ class SignalStore:
                 "scored with other tokens, so score it again with `limbeck cache write`"
             )
         if place.shard not in self._maps:
-            self._maps[place.shard] = map_shard(self.path / self._manifest["shards"][place.shard]["file"])
+            self._maps[place.shard] = map_shard(self._file(place))
         data = self._maps[place.shard][place.offset : place.offset + place.num_bytes]
+        if document_id not in self._intact:
+            if zlib.crc32(data.data) != place.crc:
+                raise StoreError(
+                    f"{self._file(place)}: the rows of document {document_id} changed since they were written; restore the file, or "
+                    f"delete it and {self.path / STORE_FILE} and run `limbeck cache write` again"
+                )
+            self._intact.add(document_id)
         return Piece(data=data, num_rows=place.num_rows, start=start, stop=stop)
+
+    def _file(self, place: _Place) -> Path:
+        return self.path / self._manifest["shards"][place.shard]["file"]
 
     def _place(self, document_id: str) -> _Place:
         place = self._places.get(document_id)
@@ -160,8 +173,8 @@ class SignalStore:
             if index.checksum != entry["checksum"]:
                 file = self.path / entry["file"]
                 raise StoreError(f"{file} is not the shard that {STORE_FILE} speaks of; restore it, or write the store again")
-            for document_id, num_rows, offset, num_bytes in index.places():
-                places[document_id] = _Place(shard, num_rows, offset, num_bytes)
+            for (document_id, num_rows, offset, num_bytes), crc in zip(index.places(), index.crcs, strict=True):
+                places[document_id] = _Place(shard, num_rows, offset, num_bytes, crc)
         return places
 
 
@@ -171,8 +184,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if (path / PLAN_FILE).exists():
         num_shards = read_json(path / PLAN_FILE)["num_shards"]
         finished = len(list(path.glob("shard-*.rows")))
-        raise StoreError(f"{path} is incomplete ({finished} of {num_shards} shards); `limbeck cache write {path}` resumes it")
-    raise StoreError(f"{path} is not a signal store; `limbeck cache write {path}` makes one")
+        raise StoreError(f"{path} is incomplete ({finished} of {num_shards} shards); `limbeck cache write` with its recipe resumes it")
+    raise StoreError(f"{path} is not a signal store; `limbeck cache write` with a recipe makes one")
 
 
 @dataclass(frozen=True)

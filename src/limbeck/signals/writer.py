@@ -101,7 +101,7 @@ class StoreWriter:
         if pending:
             raise StoreError(
                 f"{self.path} cannot be published: {len(pending)} of {len(self.shards)} shards are missing (first: "
-                f"{pending[0].file}); `limbeck cache write {self.path}` resumes it"
+                f"{pending[0].file}); `limbeck cache write` with its recipe resumes it"
             )
         indices = [self._indices[shard.index] for shard in self.shards]
         entries = [

@@ -17,9 +17,7 @@ from limbeck.errors import SpecError
 class Spec(BaseModel):
     """A frozen record of what is asked for. Unknown keys are errors; variants are told apart by their `kind`."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Spec)

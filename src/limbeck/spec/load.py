@@ -42,7 +42,9 @@ def read_yaml(name_or_path: str, *, folder: str) -> dict[str, Any]:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise SpecError(f"{name_or_path}: not UTF-8 at byte {error.start}; convert the file, for example with iconv") from None
+            raise SpecError(
+                f"{name_or_path}: not UTF-8 at byte {error.start}; convert the file, for example with iconv"
+            ) from None
     else:
         if name_or_path not in shipped(folder):
             raise SpecError(f"{name_or_path} is neither a file nor one of the {folder}{nearest(name_or_path, shipped(folder))}")

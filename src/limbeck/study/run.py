@@ -1,13 +1,12 @@
 """Running a study: stores first, then every arm, then the report. Finished parts are not made again."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from limbeck.report.page import Arm, write_report
-from limbeck.runs import is_finished, open_run, require_recipe, write_atomically
+from limbeck.runs import is_finished, open_run, require_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import Study
 from limbeck.study.expand import expand
@@ -57,15 +56,10 @@ def report_of(runs: Mapping[str, Path], *, control: str, stores: Sequence[Path],
 
 
 def store_facts(path: Path) -> dict[str, Any]:
-    """What `limbeck cache info` says of a store, kept beside it so that a report need not open it again."""
-    remembered = path / "info.json"
-    if remembered.is_file():
-        facts: dict[str, Any] = json.loads(remembered.read_text(encoding="utf-8"))
-    else:
-        from limbeck.signals.store import info
+    """What `limbeck cache info` says of a store, with where it lies and how fast it was scored."""
+    from limbeck.signals.store import info
 
-        facts = info(path)
-        write_atomically(remembered, json.dumps(facts, indent=1))
+    facts = info(path)
     return {**facts, "path": str(path), "scoring_tokens_per_second": facts["tokens"] / max(facts["scoring_seconds"], 1e-9)}
 
 

@@ -7,6 +7,7 @@ with `weights_only=True`: a checkpoint cannot run code.
 import os
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import nn
@@ -40,8 +41,9 @@ def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Opti
         state = torch.load(path, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise LimbeckError(f"{path} is damaged ({str(error).splitlines()[0]}): remove it to start the run again") from error
+    except (OSError, EOFError, RuntimeError, KeyError, ValueError, UnpicklingError) as error:
+        found = type(error).__name__  # torch's own words run over many lines and advise to trust the file
+        raise LimbeckError(f"{path} is damaged or of another student ({found}): remove it to start the run again") from error
     if state["dtype"] != str(dtype):
         raise LimbeckError(f"{path} was computed in {state['dtype']}, this run would use {dtype}: set precision in the recipe")
     return Costs(**state["costs"])

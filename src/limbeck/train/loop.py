@@ -25,7 +25,7 @@ from limbeck.train.budget import fraction, fraction_during_next_step
 from limbeck.train.checkpoint import load_checkpoint, save_checkpoint
 from limbeck.train.interrupt import Interrupted, finish_the_step
 from limbeck.train.measure import measure
-from limbeck.train.parallel import from_first, sum_gradients, sum_values
+from limbeck.train.parallel import any_says, from_first, sum_gradients, sum_values
 from limbeck.train.setup import Setup
 
 
@@ -60,16 +60,17 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
                     f"{path}: the loss is not finite at step {costs.step}; lower optimizer.lr (the last checkpoint is kept)"
                 )
             last = fraction(budget, costs) >= 1
+            stopping = any_says(interrupt.asked, setup.processes, setup.device)
             if writer is not None:
                 writer.record("train", costs, **logged)
                 advance(fraction(budget, costs) - fraction(budget, before), f"loss {logged['loss_nats']:.3f} nats")
                 every = recipe.evaluation.every
                 if not last and fraction(budget, costs) // every > fraction(budget, before) // every:
                     writer.record("eval", costs, bits_per_byte=measure(setup).bits_per_byte, kl_to_teacher_nats=None)
-                if last or interrupt.asked or costs.seconds - saved_at >= recipe.checkpoint.seconds:
+                if last or stopping or costs.seconds - saved_at >= recipe.checkpoint.seconds:
                     save_checkpoint(checkpoint, model=setup.student, optimizer=optimizer, costs=costs, dtype=setup.dtype)
                     saved_at = costs.seconds
-            if interrupt.asked and not last:
+            if stopping and not last:
                 raise Interrupted(f"{path}: stopped after step {costs.step}; the same command continues from there")
     return costs
 

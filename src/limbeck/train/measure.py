@@ -30,6 +30,7 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None
     recipe, tokenizer = setup.recipe, setup.texts.tokenizer
     assert recipe.student.vocab_size is not None
     heldout = measure(setup, with_teacher=True)
+    writer.forget("eval", step=costs.step)  # of a run that was killed between here and its summary
     writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=heldout.kl_to_teacher_nats)
     hf.save(
         setup.student,

@@ -60,6 +60,13 @@ def from_first(value: float, processes: Processes, device: torch.device) -> floa
     return float(shared.item())
 
 
+def any_says(asked: bool, processes: Processes, device: torch.device) -> bool:
+    """Whether `asked` is true in any process: a signal reaches them at different moments, and all must stop at the same step."""
+    if processes.world_size == 1:
+        return asked
+    return bool(sum_values(torch.tensor([int(asked)], device=device), processes).item())
+
+
 def wait_for_all(processes: Processes) -> None:
     """A barrier."""
     if processes.world_size > 1:

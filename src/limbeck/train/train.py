@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from limbeck.runs import RunWriter, is_finished
+from limbeck.runs import RunWriter, is_finished, require_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.train.loop import run
 from limbeck.train.measure import finish
@@ -13,11 +13,13 @@ from limbeck.train.setup import open_setup
 def train(recipe: Recipe) -> Path:
     """Train a recipe to the end of its budget, continuing where an earlier call was stopped. Returns the run folder."""
     path = Path(recipe.run_path)
+    if is_finished(path):
+        require_recipe(path, recipe)
+        return path
     setup = open_setup(recipe)
     writer = RunWriter(path, recipe=setup.recipe, device=str(setup.device)) if setup.processes.is_first else None
-    if not is_finished(path):
-        costs = run(setup, path=path, writer=writer)
-        if writer is not None:
-            finish(setup, costs, path=path, writer=writer)
+    costs = run(setup, path=path, writer=writer)
+    if writer is not None:
+        finish(setup, costs, path=path, writer=writer)
     wait_for_all(setup.processes)
     return path
