@@ -7,6 +7,7 @@ computes in the precision it began with.
 
 import hashlib
 import json
+import os
 import platform
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -25,9 +26,11 @@ FASTER = 1.3
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; 'auto' is cuda where there is one, otherwise cpu."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of that name; 'auto' is cuda where there is one (under `torchrun`, this process's own), otherwise cpu."""
+    if name == "auto" and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    elif name == "auto":
+        name = "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

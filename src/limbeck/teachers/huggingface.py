@@ -79,6 +79,11 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
         ) from error
     finally:
         logging.enable_progress_bar()
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and spec.context.window > longest:
+        raise TeacherError(
+            f"teacher.context.window={spec.context.window} is more than {files.name} can read: set it to {longest} or less"
+        )
     model.requires_grad_(False).eval().to(device)
     head_VE = _plain_head(model, device)
     vocab_size = int(model.get_output_embeddings().weight.shape[0])

@@ -119,11 +119,10 @@ def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: flo
     """The costs with one more step."""
     step, processes = setup.step_costs, setup.processes
     tokens = costs.tokens + step.tokens
-    read = sum_values(
-        torch.tensor([sum(b.bytes_read for b in batches), sum(b.tokens_scored for b in batches)]), processes
-    ).tolist()
+    mine = [sum(batch.bytes_read for batch in batches), sum(batch.tokens_scored for batch in batches)]
+    bytes_read, tokens_scored = sum_values(torch.tensor(mine, device=setup.device), processes).tolist()
     if setup.loader.source is not None and setup.loader.source.is_live:
-        teacher_flops = costs.teacher_flops + read[1] * setup.teacher_flops_per_token
+        teacher_flops = costs.teacher_flops + tokens_scored * setup.teacher_flops_per_token
     else:  # a stored row is paid for once, however often it is read
         teacher_flops = min(tokens, setup.rows_per_epoch) * setup.teacher_flops_per_token
     return replace(
@@ -133,5 +132,5 @@ def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: flo
         seconds=costs.seconds + from_first(seconds, processes, setup.device),
         student_flops=costs.student_flops + step.student_flops,
         teacher_flops=teacher_flops,
-        bytes_read=costs.bytes_read + int(read[0]),
+        bytes_read=costs.bytes_read + bytes_read,
     )
