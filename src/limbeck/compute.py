@@ -58,11 +58,19 @@ def _bfloat16_is_faster(device: torch.device) -> bool:
         return False
     described = json.dumps([platform.node(), processor_name(), torch.__version__, torch.get_num_threads()])
     remembered = cache_folder() / "probes" / f"{hashlib.sha256(described.encode()).hexdigest()[:16]}.json"
-    if remembered.is_file():
-        return bool(json.loads(remembered.read_text(encoding="utf-8"))["bfloat16_speedup"] >= FASTER)
-    speedup = _seconds_per_product(torch.float32) / _seconds_per_product(torch.bfloat16)
-    _remember(remembered, speedup)
+    speedup = _recall(remembered)
+    if speedup is None:
+        speedup = _seconds_per_product(torch.float32) / _seconds_per_product(torch.bfloat16)
+        _remember(remembered, speedup)
     return speedup >= FASTER
+
+
+def _recall(path: Path) -> float | None:
+    """What an earlier probe found; None where there was none or its file is damaged."""
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["bfloat16_speedup"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _remember(path: Path, speedup: float) -> None:

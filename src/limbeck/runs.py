@@ -150,14 +150,17 @@ def _differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") 
 def _read_records(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):  # a kill can leave half a line at the end
+            if not line.endswith(b"\n"):  # a kill can leave half a line at the end
                 return
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise LimbeckError(f"{path}, line {number}, is damaged ({error}): remove the run folder and train again") from error
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if not isinstance(record, dict) or not {"event", *Costs.__dataclass_fields__} <= record.keys():
+                raise LimbeckError(f"{path}, line {number} is damaged: remove the run folder and train again")
+            yield record
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -38,7 +38,9 @@ def tokens(values: dict[str, Any]) -> TokenStore:
 
 @pytest.fixture
 def teacher(teacher_folder: Path) -> Teacher:
-    return load_teacher(HuggingFaceTeacher(model=str(teacher_folder), dtype="float32"), device=CPU)
+    return load_teacher(
+        HuggingFaceTeacher(model=str(teacher_folder), dtype="float32", context=Context(window=48, overlap=16)), device=CPU
+    )
 
 
 class Scorer:
@@ -46,10 +48,12 @@ class Scorer:
 
     def __init__(self, *, fails_at: int | None = None) -> None:
         self.fails_at, self.calls = fails_at, 0
+        self.signals: list[StoredSignal] = []
         self.original = cache.score_documents
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         self.calls += 1
+        self.signals += named["signals"]
         if self.calls == self.fails_at:
             raise KeyboardInterrupt
         return self.original(*arguments, **named)
@@ -106,7 +110,10 @@ def test_a_second_store_is_scored_alone(
     """Where one of two stores is complete, the other is written as if alone."""
     write_stores(teacher, tokens, {tmp_path / "topk": TOPK}, context=CONTEXT)
     before = (tmp_path / "topk" / "store.json").read_bytes()
+    counted = Scorer()
+    monkeypatch.setattr(cache, "score_documents", counted)
     write_stores(teacher, tokens, {tmp_path / "topk": TOPK, tmp_path / "hard": HARD}, context=CONTEXT)
+    assert counted.signals == [HARD]
     assert (tmp_path / "topk" / "store.json").read_bytes() == before
     top = SignalStore.open(tmp_path / "topk")
     hard = SignalStore.open(tmp_path / "hard")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import TeacherError
-from limbeck.spec.teacher import GGUFTeacher, SmolLM2Teacher
+from limbeck.spec.teacher import Context, GGUFTeacher, SmolLM2Teacher
 from limbeck.teachers import files
 from limbeck.teachers.files import locate, read_config
 from limbeck.teachers.huggingface import load_teacher
@@ -82,7 +82,7 @@ def gguf(tmp_path: Path, teacher_folder: Path) -> Path:
 
 @torch.no_grad()
 def test_a_gguf_file_is_the_model_it_was_written_from(gguf: Path, teacher_folder: Path) -> None:
-    teacher = load_teacher(GGUFTeacher(path=str(gguf), dtype="float32"), device=CPU)
+    teacher = load_teacher(GGUFTeacher(path=str(gguf), dtype="float32", context=Context(window=48, overlap=16)), device=CPU)
     assert teacher.identity["quantisation"] == "gguf ALL_F32"
     assert teacher.identity["name"] == "tiny-f32"
     original = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float32)
@@ -162,7 +162,9 @@ def test_the_real_teacher_speaks() -> None:
     teacher = load_teacher(SmolLM2Teacher(dtype="float32"), device=CPU)
     tokenizer = AutoTokenizer.from_pretrained(teacher.files.model)
     ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
-    continued = teacher.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, pad_token_id=0)
+    continued = teacher.model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, pad_token_id=0
+    )
     assert tokenizer.decode(continued[0, ids.shape[1] :]) == " Paris"
     assert teacher.head_VE is not None
     assert teacher.vocab_size == 49152
@@ -177,7 +179,9 @@ def test_the_real_teacher_is_transformers_reading_of_the_file() -> None:
     assert packaged is not None
     direct = AutoModelForCausalLM.from_pretrained(str(packaged.parent), gguf_file=packaged.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(packaged.parent), gguf_file=packaged.name)
-    ids = tokenizer("We the People of the United States, in Order to form a more perfect Union", return_tensors="pt")["input_ids"]
+    ids = tokenizer("We the People of the United States, in Order to form a more perfect Union", return_tensors="pt")[
+        "input_ids"
+    ]
     expected, found = direct(input_ids=ids).logits, teacher.logits(ids)
     # bfloat16 weights: each of some 30 layers adds a relative error of 2^-9; the logits have a spread of about 5.
     assert (found - expected).abs().mean() < 0.05 * expected.std()

@@ -24,7 +24,9 @@ CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
 
 def load(folder: Path) -> Teacher:
-    return load_teacher(HuggingFaceTeacher(model=str(folder), dtype="float32"), device=CPU)
+    return load_teacher(
+        HuggingFaceTeacher(model=str(folder), dtype="float32", context=Context(window=64, overlap=16)), device=CPU
+    )
 
 
 def documents(*lengths: int, seed: int = 0) -> list[np.ndarray]:
@@ -109,7 +111,9 @@ def test_nan_names_document_and_position(teacher_folder: Path) -> None:
     texts[1][70] = 299
     teacher.model.get_input_embeddings().weight.data[299, 0] = math.nan
     with pytest.raises(TeacherError, match=f"document {'b' * 32}, position 48:"):
-        score_documents(teacher, texts, ids=["a" * 32, "b" * 32], signals=[TopKSignal(k=3)], context=Context(window=48, overlap=16))
+        score_documents(
+            teacher, texts, ids=["a" * 32, "b" * 32], signals=[TopKSignal(k=3)], context=Context(window=48, overlap=16)
+        )
 
 
 def gemma(folder: Path, *, std: float) -> Path:
@@ -146,7 +150,9 @@ def test_a_biased_head_is_not_plain(tmp_path: Path) -> None:
     from transformers import PhiConfig, PhiForCausalLM
 
     torch.manual_seed(0)
-    model = PhiForCausalLM(PhiConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2))
+    model = PhiForCausalLM(
+        PhiConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
+    )
     model.lm_head.bias.data.normal_(std=1e-3)
     model.save_pretrained(tmp_path)
     teacher = load(tmp_path)
@@ -167,6 +173,14 @@ def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match="nowhere") as caught:
         load(tmp_path / "nowhere")
     assert "\n" not in str(caught.value)
+
+
+def test_a_window_longer_than_the_teacher_reads_is_refused(teacher_folder: Path) -> None:
+    """The tiny teacher has 256 positions."""
+    fits = HuggingFaceTeacher(model=str(teacher_folder), context=Context(window=256, overlap=0))
+    assert load_teacher(fits, device=CPU).vocab_size == VOCAB
+    with pytest.raises(TeacherError, match=r"context\.window=257 .* 256"):
+        load_teacher(fits.model_copy(update={"context": Context(window=257, overlap=0)}), device=CPU)
 
 
 def test_an_unreachable_hub_id_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def verify(store: StorePath, as_json: Json = False) -> None:
         report = verify_store(store, progress=show)
     if report.problems:
         others = len(report.problems) - 1
-        raise StoreError(report.problems[0] + (f" (and {others} more problems)" if others else ""))
+        raise StoreError(report.problems[0] + (f" (problems in all: {others + 1})" if others else ""))
     values = {"path": str(store), "shards": report.shards, "bytes": report.bytes, "intact": True}
     emit(values, as_json=as_json, lines=[f"{store}: intact ({report.shards} shards, {report.bytes:,} bytes)"])
 

@@ -14,13 +14,15 @@ from limbeck.spec.load import load_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.teacher import Context
 
+DEFAULT_WINDOW = 2048
+
 
 def evaluate_model(
     target: Annotated[str, typer.Argument(help="A run folder, a model folder or a hub id.", metavar="RUN|FOLDER|HUB_ID")],
     recipe: Annotated[str | None, typer.Option(help="The recipe whose held-out texts (and teacher) to use.")] = None,
     texts: Annotated[list[str] | None, typer.Option(help="Text files to measure on instead; repeat for more.")] = None,
     window: Annotated[
-        int | None, typer.Option(min=1, help="Tokens the model reads at once; default: the recipe's sequence length.")
+        int | None, typer.Option(min=1, help="Tokens the model reads at once; default: the recipe's sequence length, or 2048.")
     ] = None,
     overlap: Annotated[int, typer.Option(min=0, help="Tokens that the next window reads again as context.")] = 0,
     as_json: Json = False,
@@ -36,15 +38,18 @@ def evaluate_model(
             f"{target} is no run (it has no recipe.yaml): to measure a model, name texts with --recipe or --texts"
         )
     chosen = load_recipe(recipe) if recipe is not None else open_run(target).recipe if is_run else None
-    context = {"window": window or (chosen.data.sequence_length if chosen is not None else 2048), "overlap": overlap}
+    model = f"{target}/student" if is_run else target
+    usual = chosen.data.sequence_length if chosen is not None else DEFAULT_WINDOW
+    context = {"window": window or min(usual, _longest(model) or usual), "overlap": overlap}
     reading = parse(Context, context, source="--window and --overlap")
     from limbeck.evals.model import evaluate_model as measure
 
     heldout = measure(
-        f"{target}/student" if is_run else target,
+        model,
         texts=FileTexts(paths=tuple(texts)) if texts else _heldout(chosen),
         context=reading,
         teacher=chosen.teacher if chosen is not None and chosen.evaluation.kl_to_teacher else None,
+        dtype="float32" if is_run else "auto",  # rounding a student's float32 weights would change its bits per byte
     )
     values = {
         "model": target,
@@ -60,3 +65,10 @@ def evaluate_model(
 def _heldout(recipe: Recipe | None) -> Texts:
     assert recipe is not None, "checked above: without --texts there is a recipe"
     return recipe.data.heldout
+
+
+def _longest(model: str) -> int | None:
+    """The most tokens that a model can read at once, where its configuration is on this machine and says so."""
+    from limbeck.teachers.files import TeacherFiles, read_config
+
+    return (read_config(TeacherFiles(model, model)) or {}).get("max_position_embeddings")

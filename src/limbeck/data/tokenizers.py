@@ -41,7 +41,7 @@ def load_tokenizer(folder: str, *, revision: str | None = None) -> Tokenizer:
     try:
         backend = AutoTokenizer.from_pretrained(folder, revision=revision)
     except (OSError, ValueError) as error:
-        raise DataError(f"no tokenizer can be loaded from {folder}: {error}") from error
+        raise DataError(f"no tokenizer can be loaded from {folder}: {str(error).strip().splitlines()[0]}") from error
     end_id = backend.eos_token_id
     if end_id is None:
         raise DataError(f"the tokenizer of {folder} has no end-of-sequence token, so documents cannot be told apart")

@@ -6,6 +6,7 @@ with different tokenizers can be compared. Legend: R rows, V vocabulary, E teach
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,15 @@ from torch import Tensor
 from limbeck.data.token_store import TokenStore
 from limbeck.errors import LimbeckError
 from limbeck.evals.reference import Reference
+from limbeck.objectives.divergences import dense_forward_kl
+from limbeck.objectives.head import HeadStatistics, head_statistics
 from limbeck.progress import progress
+from limbeck.signals.types import DenseRows
 from limbeck.spec.teacher import Context
-from limbeck.teachers.score import Reader, passages, score_logits
+from limbeck.teachers.score import Reader, passages, score_hidden, score_logits
+
+ROWS_AT_ONCE = 4096
+"""Hidden states gathered before the head runs over them; its logits are held for fewer."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +45,23 @@ def evaluate(
     reader: Reader, store: TokenStore, *, context: Context, reference: Reference | None = None, title: str | None = None
 ) -> HeldOut:
     """Measure a model on every document of a token store; with a teacher's `reference`, also the KL to it."""
-    documents = [store.document(index) for index in range(len(store))]
     nats = np.zeros(len(store))
-    kl_total, kl_rows = 0.0, 0
-    with progress(title or "evaluating", total=store.num_rows) as advance:
-        for passage, first, logits_RV in score_logits(reader, documents, passages(store.lengths.tolist(), context=context)):
-            document, last = documents[passage.document], first + len(logits_RV)
-            targets_R = torch.from_numpy(document[first + 1 : last + 1].astype(np.int64)).to(logits_RV.device)
-            logits_RV = logits_RV.float()
-            lse_R = logits_RV.logsumexp(-1)
-            nats_R = lse_R - logits_RV.gather(1, targets_R[:, None]).squeeze(1)
-            text_rows = len(document) - 2 - first  # the last row predicts the end token
-            nats[passage.document] += float(nats_R[:text_rows].sum(dtype=torch.float64))
+    kl_total = 0.0
+    with torch.no_grad(), progress(title or "evaluating", total=store.num_rows) as advance:
+        for stretches, statistics in _statistics(reader, store, context=context, reference=reference):
+            nats_R = statistics.lse_T - statistics.gathered_TK[:, 0]
+            for stretch, nats_S in zip(stretches, nats_R.split([len(stretch) for stretch in stretches]), strict=True):
+                text_rows = int(store.lengths[stretch.document]) - 2 - stretch.first  # the last row predicts the end token
+                nats[stretch.document] += float(nats_S[:text_rows].sum(dtype=torch.float64))
             if reference is not None:
-                teacher_RV = reference.logits(passage.document, first, last)
-                kl_total += float(_forward_kl(teacher_RV, logits_RV, lse_R).sum(dtype=torch.float64))
-                kl_rows += len(logits_RV)
-            advance(len(logits_RV))
+                kl_total += float(dense_forward_kl(statistics).sum(dtype=torch.float64))
+            advance(len(nats_R))
     if not np.isfinite(nats).all():
         raise LimbeckError(f"the loss on held-out document {store.ids[int(np.argmin(np.isfinite(nats)))]} is not finite")
     bits = nats / math.log(2)
     return HeldOut(
         bits_per_byte=float(bits.sum() / store.bytes_per_document.sum()),
-        kl_to_teacher_nats=kl_total / kl_rows if kl_rows else None,
+        kl_to_teacher_nats=kl_total / store.num_rows if reference is not None else None,
         tokens=store.num_rows - len(store),
         bytes=int(store.bytes_per_document.sum()),
         documents=len(store),
@@ -69,7 +70,64 @@ def evaluate(
     )
 
 
-def _forward_kl(teacher_RV: Tensor, student_RV: Tensor, lse_R: Tensor) -> Tensor:
-    """KL(teacher || student) of each row, in nats, from logits."""
-    log_p_RV = teacher_RV.float().log_softmax(-1)
-    return (log_p_RV.exp() * (log_p_RV - student_RV)).sum(-1) + lse_R
+@dataclass(frozen=True)
+class _Stretch:
+    """Rows [first, last) of a document."""
+
+    document: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+def _statistics(
+    reader: Reader, store: TokenStore, *, context: Context, reference: Reference | None
+) -> Iterator[tuple[list[_Stretch], HeadStatistics]]:
+    """A few thousand rows at a time: which they are, and what the head says of them and of their next tokens."""
+    documents = [store.document(index) for index in range(len(store))]
+    work = passages(store.lengths.tolist(), context=context)
+
+    def taken(stretches: list[_Stretch]) -> tuple[Tensor, DenseRows | None]:
+        targets = [documents[each.document][each.first + 1 : each.last + 1].astype(np.int64) for each in stretches]
+        ids_R1 = torch.from_numpy(np.concatenate(targets))[:, None].to(reader.device)
+        teachers = [reference.rows(each.document, each.first, each.last) for each in stretches] if reference is not None else []
+        head_VE = reference.head_VE if reference is not None else None
+        return ids_R1, DenseRows(torch.cat(teachers), head_VE, 1.0) if head_VE is not None else None
+
+    if reader.head_VE is None:
+        for passage, first, logits_RV in score_logits(reader, documents, work):
+            stretches = [_Stretch(passage.document, first, first + len(logits_RV))]
+            ids_R1, teacher = taken(stretches)
+            yield stretches, _plain_statistics(logits_RV.float(), ids_R1, teacher)
+        return
+    waiting: list[tuple[_Stretch, Tensor]] = []
+    for passage, hidden_RE in score_hidden(reader, documents, work):
+        waiting.append((_Stretch(passage.document, passage.window.first, passage.window.stop), hidden_RE))
+        if sum(len(stretch) for stretch, _ in waiting) >= ROWS_AT_ONCE:
+            yield _fused(reader.head_VE, waiting, taken)
+            waiting = []
+    if waiting:
+        yield _fused(reader.head_VE, waiting, taken)
+
+
+def _fused(
+    head_VE: Tensor,
+    waiting: list[tuple[_Stretch, Tensor]],
+    taken: Callable[[list[_Stretch]], tuple[Tensor, DenseRows | None]],
+) -> tuple[list[_Stretch], HeadStatistics]:
+    stretches = [stretch for stretch, _ in waiting]
+    ids_R1, teacher = taken(stretches)
+    hidden_RE = torch.cat([hidden for _, hidden in waiting])
+    return stretches, head_statistics(hidden_RE, head_VD=head_VE, ids_TK=ids_R1, teacher=teacher)[0]
+
+
+def _plain_statistics(logits_RV: Tensor, ids_R1: Tensor, teacher: DenseRows | None) -> HeadStatistics:
+    """The same from logits, for models whose head is more than one matrix."""
+    lse_R, gathered_R1 = logits_RV.logsumexp(-1), logits_RV.gather(1, ids_R1)
+    if teacher is None:
+        return HeadStatistics(lse_R, gathered_R1)
+    log_p_RV = torch.nn.functional.linear(teacher.hidden_TE, teacher.head_VE).float().log_softmax(-1)
+    p_RV = log_p_RV.exp()
+    return HeadStatistics(lse_R, gathered_R1, (p_RV * logits_RV).sum(-1), -(p_RV * log_p_RV).sum(-1))

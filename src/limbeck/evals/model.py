@@ -25,6 +25,8 @@ def evaluate_model(
     store = prepare_texts(texts, tokenizer, title="held-out")
     where = pick_device(device)
     reference: Reference | None = None
-    if teacher is not None and load_tokenizer(locate(teacher).model).fingerprint == tokenizer.fingerprint:
-        reference = teacher_reference(teacher, store, device=where)
+    if teacher is not None:
+        files = locate(teacher)
+        if load_tokenizer(files.model, revision=files.hub_revision).fingerprint == tokenizer.fingerprint:
+            reference = teacher_reference(teacher, store, device=where)
     return evaluate(load_teacher(spec, device=where), store, context=context, reference=reference, title=f"evaluating {model}")

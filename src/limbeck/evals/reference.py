@@ -41,10 +41,10 @@ class Reference:
     bits_per_byte: float
     """Of the teacher on the documents' text tokens."""
 
-    def logits(self, document: int, first: int, last: int) -> Tensor:
-        """Logits [last - first, V] of the teacher at positions [first, last) of a document."""
+    def rows(self, document: int, first: int, last: int) -> Tensor:
+        """Hidden states [last - first, E] of the teacher at positions [first, last) of a document."""
         begin = self.first_row[document]
-        return torch.nn.functional.linear(self.hidden_RE[begin + first : begin + last], self.head_VE)
+        return self.hidden_RE[begin + first : begin + last]
 
 
 def teacher_reference(

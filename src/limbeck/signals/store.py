@@ -151,8 +151,8 @@ class SignalStore:
         if document_id not in self._intact:
             if zlib.crc32(data.data) != place.crc:
                 raise StoreError(
-                    f"{self._file(place)}: the rows of document {document_id} changed since they were written; restore the file, or "
-                    f"delete it and {self.path / STORE_FILE} and run `limbeck cache write` again"
+                    f"{self._file(place)}: the rows of document {document_id} changed since they were written; restore the "
+                    f"file, or delete it and {self.path / STORE_FILE} and run `limbeck cache write` again"
                 )
             self._intact.add(document_id)
         return Piece(data=data, num_rows=place.num_rows, start=start, stop=stop)
@@ -184,7 +184,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if (path / PLAN_FILE).exists():
         num_shards = read_json(path / PLAN_FILE)["num_shards"]
         finished = len(list(path.glob("shard-*.rows")))
-        raise StoreError(f"{path} is incomplete ({finished} of {num_shards} shards); `limbeck cache write` with its recipe resumes it")
+        raise StoreError(
+            f"{path} is incomplete ({finished} of {num_shards} shards); `limbeck cache write` with its recipe resumes it"
+        )
     raise StoreError(f"{path} is not a signal store; `limbeck cache write` with a recipe makes one")
 
 

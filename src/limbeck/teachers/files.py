@@ -34,6 +34,11 @@ class TeacherFiles:
     quantisation: str = "none"
     trust_remote_code: bool = False
 
+    @property
+    def hub_revision(self) -> str | None:
+        """The revision to ask the hub for; None for a folder, which has but one."""
+        return None if Path(self.model).is_dir() else self.revision
+
 
 def locate(spec: Teacher) -> TeacherFiles:
     """The files of a teacher. Converts a GGUF file on first use; downloads nothing else."""

@@ -69,7 +69,7 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             files.model,
-            revision=None if Path(files.model).is_dir() else files.revision,
+            revision=files.hub_revision,
             dtype=dtype,
             trust_remote_code=files.trust_remote_code,
         )

@@ -1,5 +1,6 @@
 """How much of the budget is spent: a pure function of the run's costs."""
 
+import math
 from dataclasses import replace
 
 from limbeck.runs import Costs
@@ -31,3 +32,9 @@ def fraction_during_next_step(budget: Budget, costs: Costs, *, step: Costs) -> f
     """
     expected = replace(step, seconds=costs.seconds / costs.step if costs.step else 0.0)
     return (spent(budget, costs) + spent(budget, expected) / 2) / budget.amount
+
+
+def passes_a_multiple(budget: Budget, before: Costs, after: Costs, *, every: float) -> bool:
+    """Whether a multiple of `every` of the budget was reached between the two; 3 x 0.1 is reached at 0.3, unlike in floats."""
+    reached = [math.floor(fraction(budget, costs) / every + 1e-9) for costs in (before, after)]
+    return reached[0] < reached[1]

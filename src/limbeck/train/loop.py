@@ -21,7 +21,7 @@ from limbeck.optim.schedules import lr_factor
 from limbeck.progress import progress, say
 from limbeck.runs import Costs, RunWriter
 from limbeck.signals.rows import to_device
-from limbeck.train.budget import fraction, fraction_during_next_step
+from limbeck.train.budget import fraction, fraction_during_next_step, passes_a_multiple
 from limbeck.train.checkpoint import load_checkpoint, save_checkpoint
 from limbeck.train.interrupt import Interrupted, finish_the_step
 from limbeck.train.measure import measure
@@ -64,8 +64,7 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
             if writer is not None:
                 writer.record("train", costs, **logged)
                 advance(fraction(budget, costs) - fraction(budget, before), f"loss {logged['loss_nats']:.3f} nats")
-                every = recipe.evaluation.every
-                if not last and fraction(budget, costs) // every > fraction(budget, before) // every:
+                if not last and passes_a_multiple(budget, before, costs, every=recipe.evaluation.every):
                     writer.record("eval", costs, bits_per_byte=measure(setup).bits_per_byte, kl_to_teacher_nats=None)
                 if last or stopping or costs.seconds - saved_at >= recipe.checkpoint.seconds:
                     save_checkpoint(checkpoint, model=setup.student, optimizer=optimizer, costs=costs, dtype=setup.dtype)

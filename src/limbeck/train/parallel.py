@@ -61,7 +61,7 @@ def from_first(value: float, processes: Processes, device: torch.device) -> floa
 
 
 def any_says(asked: bool, processes: Processes, device: torch.device) -> bool:
-    """Whether `asked` is true in any process: a signal reaches them at different moments, and all must stop at the same step."""
+    """Whether `asked` is true in any process: a signal reaches them at different moments, but all stop at the same step."""
     if processes.world_size == 1:
         return asked
     return bool(sum_values(torch.tensor([int(asked)], device=device), processes).item())

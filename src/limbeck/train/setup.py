@@ -70,11 +70,13 @@ class Setup:
 def open_texts(recipe: Recipe) -> Texts:
     """Tokenizer and token stores of a recipe; a teacher that reads other ids than the student is refused."""
     files = locate(recipe.teacher) if recipe.teacher is not None else None
-    source = recipe.data.tokenizer or (files.model if files is not None else None)
-    assert source is not None, "the recipe's validator requires one of the two"
-    tokenizer = load_tokenizer(source)
+    if recipe.data.tokenizer is not None:
+        tokenizer = load_tokenizer(recipe.data.tokenizer)
+    else:
+        assert files is not None, "the recipe's validator requires one of the two"
+        tokenizer = load_tokenizer(files.model, revision=files.hub_revision)
     if files is not None and recipe.data.tokenizer is not None and needs_teacher(recipe.objective):
-        theirs = load_tokenizer(files.model)
+        theirs = load_tokenizer(files.model, revision=files.hub_revision)
         if theirs.backend.get_vocab() != tokenizer.backend.get_vocab():
             raise SpecError(
                 f"data.tokenizer={recipe.data.tokenizer} (vocabulary of {tokenizer.size}) is not the teacher's "

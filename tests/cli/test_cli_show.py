@@ -1,0 +1,113 @@
+"""`limbeck show`, `train --dry-run` and `list`: what a recipe is and costs, against formulas written out here."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.spec.load import load_recipe
+
+
+@pytest.fixture
+def nano(limbeck: Callable[..., Any]) -> dict[str, Any]:
+    outcome = limbeck("show", "nano", "--json")
+    assert outcome.code == 0
+    assert outcome.err == ""
+    return json.loads(outcome.out)
+
+
+def test_the_nano_student_has_as_many_parameters_as_the_one_it_is_named_after(nano: dict[str, Any]) -> None:
+    counts = {"total": 229_555_968, "embedding": 154_027_008, "non_embedding": 75_528_960, "active": 229_555_968}
+    assert nano["params"] == counts
+
+
+def test_student_flops_are_those_of_the_formula(nano: dict[str, Any]) -> None:
+    # arXiv 2502.08606, appendix H, with a window of 4096 that a context of 2048 does not fill.
+    parameters, context, layers, heads, head_dim, vocabulary, width = 75_528_960, 2048, 12, 6, 128, 100_278, 768
+    expected = 2 * parameters + 2 * context * layers * heads * head_dim + 2 * vocabulary * width
+    assert nano["student_flops_per_token"] == pytest.approx(expected, rel=1e-12)
+    assert nano["tokens"] == 5e9
+    assert nano["student_flops"] == pytest.approx(3 * expected * 5e9, rel=1e-12)
+
+
+def test_teacher_flops_are_those_of_olmo_3_7b(nano: dict[str, Any]) -> None:
+    total, input_embedding = 7_298_011_136, 410_738_688
+    attention = 2 * 2048 * 32 * 4096  # contexts are as long as the student's sequences
+    expected = 2 * (total - input_embedding) + attention
+    assert nano["teacher_flops_per_token"] == pytest.approx(expected, rel=1e-12)
+    assert nano["teacher_flops"] == pytest.approx(expected * 5e9, rel=1e-12)
+
+
+def test_hours_are_flops_over_what_the_device_sustains(limbeck: Callable[..., Any], nano: dict[str, Any]) -> None:
+    slow = json.loads(limbeck("show", "nano", "--flops-per-second", "1e14", "--json").out)
+    assert slow["hours"] == pytest.approx((nano["student_flops"] + nano["teacher_flops"]) / 1e14 / 3600)
+    assert limbeck("show", "nano", "--flops-per-second", "0").code == 2
+
+
+def test_an_override_changes_what_is_shown(limbeck: Callable[..., Any], nano: dict[str, Any]) -> None:
+    tied = json.loads(limbeck("show", "nano", "student.tied_embeddings=true", "name=other", "--json").out)
+    assert tied["params"]["total"] == 229_555_968 - 100_278 * 768
+    assert tied["recipe"] == {
+        **nano["recipe"],
+        "name": "other",
+        "student": {**nano["recipe"]["student"], "tied_embeddings": True},
+    }
+
+
+def test_without_json_it_is_text_for_people(limbeck: Callable[..., Any]) -> None:
+    text = limbeck("show", "nano").out
+    assert "229,555,968" in text
+    assert "75,528,960 non-embedding" in text
+
+
+def test_the_quickstart_can_be_shown_before_its_teacher_is_converted(limbeck: Callable[..., Any], tmp_path: Path) -> None:
+    shown = json.loads(limbeck("show", "quickstart", "--json").out)
+    vocabulary, width = 49_152, 256
+    assert shown["params"]["embedding"] == vocabulary * width
+    # SmolLM2-135M: 134,515,008 parameters; embeddings are tied, so the one matrix of the vocabulary is multiplied, as head.
+    context = min(shown["recipe"]["data"]["sequence_length"], shown["recipe"]["teacher"]["context"]["window"])
+    assert shown["teacher_flops_per_token"] == pytest.approx(2 * 134_515_008 + 2 * context * 30 * 576, rel=1e-12)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_prices_and_writes_nothing(
+    limbeck: Callable[..., Any], recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    before = sorted(tmp_path.rglob("*"))
+    dry = limbeck("train", recipe_file, "--dry-run", "--json")
+    assert dry.code == 0
+    assert json.loads(dry.out) == json.loads(limbeck("show", recipe_file, "--json").out)
+    assert json.loads(dry.out)["tokens"] == 8 * 4 * 32  # steps, sequences, their length
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_teacher_that_is_not_here_leaves_its_costs_open(
+    limbeck: Callable[..., Any], recipe_file: Path, tmp_path: Path
+) -> None:
+    gguf = f"teacher={{kind: gguf, path: {tmp_path}/absent.gguf}}"
+    assert "student.vocab_size is not set" in limbeck("show", recipe_file, gguf).complaint
+    shown = json.loads(limbeck("show", recipe_file, gguf, "student.vocab_size=300", "--json").out)
+    assert shown["teacher_flops_per_token"] is None
+    assert shown["hours"] is None
+
+
+def test_showing_a_teacher_in_a_gguf_file_does_not_convert_it(
+    limbeck: Callable[..., Any], recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("show must not locate the file: that converts or downloads it")
+
+    monkeypatch.setattr("limbeck.teachers.files._converted", refuse)
+    assert limbeck("show", recipe_file, "teacher.gguf_file=model.gguf", "student.vocab_size=300").code == 0
+
+
+def test_list_names_what_recipes_choose_from(limbeck: Callable[..., Any]) -> None:
+    listed = json.loads(limbeck("list", "--json").out)
+    assert {"nano", "quickstart"} <= set(listed["recipes"])
+    assert all(load_recipe(name).name == name for name in listed["recipes"])
+    assert listed["kinds"]["signal"] == ["topk", "sampled", "hard", "dense"]
+    text = limbeck("list").out
+    assert "recipes: nano, quickstart" in text

@@ -1,0 +1,90 @@
+"""What is imported when, and what is never done with files from elsewhere."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import limbeck
+from limbeck.spec.base import spec_classes
+from limbeck.spec.recipe import Recipe
+from limbeck.spec.teacher import HuggingFaceTeacher
+
+SOURCE = Path(limbeck.__file__).parent
+WITHOUT_TORCH = """
+import contextlib, importlib, io, json, sys
+
+def imported():
+    return sorted({"torch", "transformers"} & set(sys.modules))
+
+found = {}
+for arguments in (["--help"], ["train", "--help"], ["list"], ["show", "nano"], ["show", "nano", "signal.k=0"]):
+    from limbeck.cli.main import main
+    sys.argv = ["limbeck", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        main()
+    found[" ".join(arguments)] = imported()
+for module in ("limbeck.report.page", "limbeck.runs", "limbeck.plan.price", "limbeck.study.run", "limbeck.spec.study"):
+    importlib.import_module(module)
+    found[module] = imported()
+print(json.dumps(found))
+"""
+
+
+def test_what_computes_nothing_imports_neither_torch_nor_transformers() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True)
+    assert {name: heavy for name, heavy in json.loads(done.stdout).items() if heavy} == {}
+
+
+def test_code_that_comes_with_a_model_is_not_run_unless_asked_for() -> None:
+    assert HuggingFaceTeacher(model="any").trust_remote_code is False
+    for teacher in spec_classes(Recipe.model_fields["teacher"].annotation):
+        field = teacher.model_fields.get("trust_remote_code")
+        assert field is None or field.default is False
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    """(place, dotted name, node) of every call in the package."""
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield f"{path.relative_to(SOURCE)}:{node.lineno}", ast.unparse(node.func), node
+
+
+def keyword(node: ast.Call, name: str) -> object:
+    return next((ast.literal_eval(given.value) for given in node.keywords if given.arg == name), None)
+
+
+def test_nothing_is_unpickled() -> None:
+    modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} != {"UnpicklingError"}:  # to catch it
+                names.append(node.module or "")
+            assert not {name.split(".")[0] for name in names} & modules, f"{path}:{getattr(node, 'lineno', 0)}"
+    places = [(place, keyword(node, "weights_only")) for place, name, node in calls() if name == "torch.load"]
+    assert places, "this test looks for torch.load and must find it"
+    assert all(safe is True for _, safe in places), places
+    assert not [place for place, name, node in calls() if name == "np.load" and keyword(node, "allow_pickle") is not False]
+
+
+@pytest.mark.parametrize("name", ["eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system"])
+def test_no_text_is_run_as_code(name: str) -> None:
+    assert [place for place, called, _ in calls() if called == name] == []
+
+
+def test_no_loader_trusts_remote_code_on_its_own() -> None:
+    for place, _, node in calls():
+        for given in node.keywords:
+            if given.arg == "trust_remote_code":
+                assert ast.unparse(given.value) != "True", place
