@@ -41,9 +41,7 @@ def main() -> None:
     texts, context = open_texts(recipe), recipe.teacher.context
     teacher = load_teacher(recipe.teacher, device=pick_device("auto"))
     documents = [texts.train.document(index) for index in range(len(texts.train))]
-    work = batches(
-        passages(texts.train.lengths.tolist(), context=context), batch_tokens=BATCH_TOKENS[teacher.device.type]
-    )
+    work = batches(passages(texts.train.lengths.tolist(), context=context), batch_tokens=BATCH_TOKENS[teacher.device.type])
 
     @torch.no_grad()
     def bare() -> None:

@@ -1,8 +1,8 @@
 """Seconds of a cached-KD step over a plain cross-entropy step of the same student, reading the store included.
 
 Arms take turns, one step each, on the same batches, so that a machine whose speed drifts slows them alike. Every step of a KD
-arm begins with its store evicted from the page cache (`posix_fadvise`), so each read is a cold one. The stores of the study must
-be there:
+arm begins with its store evicted from the page cache (`posix_fadvise`), so each read is a cold one. The study's stores must be
+there:
 
     limbeck quickstart && python benchmarks/step_overhead.py --output out/quickstart
 """

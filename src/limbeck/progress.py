@@ -1,5 +1,6 @@
 """Progress on stderr, so that stdout stays free for results: a bar on a terminal, a line now and then elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 LINE_SECONDS = 15.0
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks: with `torchrun`, one of several does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Advance(Protocol):
     """Call with how much more is done, and what to show beside the bar."""
 
@@ -21,6 +27,9 @@ class Advance(Protocol):
 @contextmanager
 def progress(title: str, *, total: float, done: float = 0) -> Iterator[Advance]:
     """Show how far a long piece of work is. Yields the function to call as it goes."""
+    if not is_first_process():
+        yield lambda amount, note="": None
+        return
     if sys.stderr.isatty():
         note_column = TextColumn("{task.fields[note]}")
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), note_column)
@@ -55,4 +64,5 @@ class _Lines:
 
 def say(line: str) -> None:
     """One line of news for a person, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    if is_first_process():
+        print(line, file=sys.stderr, flush=True)

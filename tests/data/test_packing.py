@@ -59,7 +59,14 @@ def store(values: dict[str, Any], teacher_folder: Path) -> TokenStore:
 
 def loader(store: TokenStore, **changes: Any) -> Loader:
     stream = TokenStream(store.lengths, sequence_length=32, seed=0)
-    settings: dict[str, Any] = {"packing": "documents", "sequences": 4, "micro_sequences": 4, "rank": 0, "world_size": 1, "source": None}
+    settings: dict[str, Any] = {
+        "packing": "documents",
+        "sequences": 4,
+        "micro_sequences": 4,
+        "rank": 0,
+        "world_size": 1,
+        "source": None,
+    }
     return Loader(store, stream=stream, **{**settings, **changes})
 
 

@@ -17,7 +17,9 @@ def data(values: dict[str, Any]) -> Data:
     return Data.model_validate(values["data"])
 
 
-def test_tokens_decode_to_the_texts_and_bytes_are_those_of_the_files(data: Data, teacher_folder: Path, texts_folder: Path) -> None:
+def test_tokens_decode_to_the_texts_and_bytes_are_those_of_the_files(
+    data: Data, teacher_folder: Path, texts_folder: Path
+) -> None:
     tokenizer = load_tokenizer(str(teacher_folder))
     store, _ = prepare(data, tokenizer)
     files = {path.read_text(encoding="utf-8"): path.stat().st_size for path in (texts_folder / "train").iterdir()}
@@ -80,7 +82,7 @@ def test_a_cut_store_is_found(data: Data, teacher_folder: Path) -> None:
 
 
 def test_another_tokenizer_has_another_fingerprint(tmp_path: Path, teacher_folder: Path) -> None:
-    from conftest import make_tokenizer
+    from tiny_world import make_tokenizer
 
     make_tokenizer(tmp_path / "other", vocab_size=290)
     one, same = load_tokenizer(str(teacher_folder)), load_tokenizer(str(teacher_folder))

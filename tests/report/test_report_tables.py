@@ -104,11 +104,11 @@ def test_other_documents_of_the_same_total_size_do_not_compare(make_arm):
 
 def test_names_every_departure_from_the_control(make_arm):
     control = make_arm("ce")
-    arm = make_arm("kl", objective="forward_kl", overrides={"optimizer.lr": 0.001, "output": "elsewhere", "name": "x"})
+    arm = make_arm("kl", objective="forward_kl", overrides={"optimizer.lr": 0.0007, "output": "elsewhere", "name": "x"})
     ((name, departures),) = difference_table([control, arm], control=control).rows
     assert name == "kl"
     assert "objective.kind=forward_kl" in departures
-    assert "optimizer.lr=0.001" in departures
+    assert "optimizer.lr=0.0007" in departures
     assert "output" not in departures
     assert "name=" not in departures
 

@@ -201,7 +201,7 @@ def test_a_teachers_revision_is_its_tokenizers_too(values: dict[str, Any], monke
     asked: list[tuple[str, str | None]] = []
     original = setup.load_tokenizer
 
-    def load(folder: str, *, revision: str | None = None) -> Any:
+    def load(folder: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
         asked.append((folder, revision))
         return original(local)
 

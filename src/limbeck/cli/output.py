@@ -4,10 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from limbeck.progress import is_first_process
+
 
 def emit(values: Mapping[str, Any], *, as_json: bool, lines: list[str]) -> None:
-    """Print a result."""
-    print(json.dumps(values, indent=1) if as_json else "\n".join(lines))
+    """Print a result, once where `torchrun` started several processes."""
+    if is_first_process():
+        print(json.dumps(values, indent=1) if as_json else "\n".join(lines))
 
 
 def human(amount: float, unit: str = "") -> str:

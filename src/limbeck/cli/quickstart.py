@@ -25,7 +25,7 @@ def quickstart(
 
 
 def _store_line(facts: dict[str, Any]) -> str:
-    tail = f", tail mass {facts['mean_tail_mass']:.3f}" if "mean_tail_mass" in facts else ""
+    tail = f", tail mass {facts['tail_mass']:.3f}" if "tail_mass" in facts else ""
     return (
         f"store {facts['path']}: {facts['bytes_per_token']:.1f} bytes/token, "
         f"{facts['distinct_ids_per_token']:.1f} ids/token{tail}, scored at {facts['scoring_tokens_per_second']:,.0f} tokens/s"

@@ -34,12 +34,15 @@ class Tokenizer:
         return [np.array([self.start_id, *ids, self.end_id], dtype=np.uint32) for ids in encoded]
 
 
-def load_tokenizer(folder: str, *, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of a folder or hub id; `DataError` where there is none, or none that can end a document."""
+def load_tokenizer(folder: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer of a folder or hub id; `DataError` where there is none, or none that can end a document.
+
+    Python code that comes with a tokenizer runs only if `trust_remote_code` says so.
+    """
     from transformers import AutoTokenizer
 
     try:
-        backend = AutoTokenizer.from_pretrained(folder, revision=revision)
+        backend = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise DataError(f"no tokenizer can be loaded from {folder}: {str(error).strip().splitlines()[0]}") from error
     end_id = backend.eos_token_id

@@ -24,7 +24,7 @@ from limbeck.errors import TeacherError
 from limbeck.paths import cache_folder
 from limbeck.progress import progress
 from limbeck.spec.teacher import Teacher as TeacherSpec
-from limbeck.teachers.files import TeacherFiles, locate
+from limbeck.teachers.files import TeacherFiles, locate, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.score import passages, score_hidden
 
@@ -64,17 +64,8 @@ def teacher_reference(
 
 
 def _path(spec: TeacherSpec, files: TeacherFiles, store: TokenStore, *, dtype: torch.dtype) -> Path:
-    folder = Path(files.model)
-    weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    described = [
-        files.model,
-        files.revision,
-        [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
-        str(dtype),
-        spec.context.model_dump(),
-        store.ids,
-        store.tokenizer_fingerprint,
-    ]
+    weights = weights_digest(files)
+    described = [files.model, weights, str(dtype), spec.context.model_dump(), store.ids, store.tokenizer_fingerprint]
     key = hashlib.sha256(json.dumps(described).encode("utf-8")).hexdigest()[:20]
     return cache_folder() / "references" / f"{key}.safetensors"
 

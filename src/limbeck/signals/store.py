@@ -240,7 +240,7 @@ def info(path: Path) -> dict[str, Any]:
     """What a store is and holds, as plain JSON; a `tail_mass` or `entropy_nats` is the mean over rows."""
     store = SignalStore.open(path)
     statistics = store._manifest["statistics"]
-    means = {f"mean_{name}": statistics[name] / store.tokens for name in ("tail_mass", "entropy_nats") if name in statistics}
+    means = {name: statistics[name] / store.tokens for name in ("tail_mass", "entropy_nats") if name in statistics}
     return {
         "kind": store.signal.kind,
         "documents": statistics["documents"],

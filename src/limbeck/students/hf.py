@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import GenerationConfig, Olmo3Config
 
 from limbeck.errors import LimbeckError
@@ -59,10 +61,18 @@ def save(
     with _published(folder) as partial:
         config.save_pretrained(partial)
         GenerationConfig(**ids).save_pretrained(partial)
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        _save_weights(weights, partial / "model.safetensors")
         if tokenizer_folder is not None:
             _copy_tokenizer(tokenizer_folder, partial)
         (partial / "README.md").write_text(_model_card(spec, vocab_size=config.vocab_size, name=folder.name), encoding="utf-8")
+
+
+def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(weights, path, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise LimbeckError(f"{path} cannot be written ({error}): free some space and run the same command again") from error
+    path.chmod(0o644)  # safetensors writes for the owner alone, and a model folder is there to be read
 
 
 def load(folder: Path) -> tuple[Olmo3, Olmo3Student, int]:

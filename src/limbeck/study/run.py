@@ -37,7 +37,8 @@ def run_study(study: Study, *, output: str, overrides: Mapping[str, Any]) -> Stu
         _run(list(recipes.values()), unfinished)
     runs = {arm: Path(recipe.run_path) for arm, recipe in recipes.items()}
     stores = sorted({Path(recipe.store_path) for recipe in recipes.values() if recipe.uses_store})
-    report = report_of(runs, control=study.control, stores=stores, title=study.name, folder=Path(output))
+    kept = [path for path in stores if (path / "store.json").is_file()]  # a finished study's stores may have been removed
+    report = report_of(runs, control=study.control, stores=kept, title=study.name, folder=Path(output))
     return StudyResult(runs, tuple(stores), report)
 
 

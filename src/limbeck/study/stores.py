@@ -28,18 +28,23 @@ def stores_of(recipes: Sequence[Recipe]) -> dict[Path, StoredSignal]:
 
 
 def write_recipe_stores(recipes: Sequence[Recipe]) -> list[Path]:
-    """Write the stores that the recipes read. They must share teacher and texts. Continues what an earlier call left."""
+    """Write the stores that the recipes read; those of one teacher and one set of texts in one pass. Resumes what was begun."""
     readers = [recipe for recipe in recipes if recipe.uses_store]
     if not readers:
         raise SpecError(
             f"{recipes[0].name}: no signal store is read (objective.kind={recipes[0].objective.kind}, or signal.live)"
         )
-    first = readers[0]
-    assert first.teacher is not None
-    if any(recipe.teacher != first.teacher or recipe.data != first.data for recipe in readers):
-        raise SpecError("stores are written together only for recipes with the same teacher and data")
-    signals = stores_of(readers)
+    while readers:
+        first = readers[0]
+        together = [recipe for recipe in readers if (recipe.teacher, recipe.data) == (first.teacher, first.data)]
+        readers = [recipe for recipe in readers if recipe not in together]
+        _write_together(together)
+    return list(stores_of(recipes))
+
+
+def _write_together(recipes: Sequence[Recipe]) -> None:
+    first = recipes[0]
+    assert first.teacher is not None, "the recipe's validator requires one"
     texts = open_texts(first)
     teacher = load_teacher(first.teacher, device=pick_device(first.device))
-    write_stores(teacher, texts.train, signals, context=first.teacher.context)
-    return list(signals)
+    write_stores(teacher, texts.train, stores_of(recipes), context=first.teacher.context)

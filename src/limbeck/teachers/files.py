@@ -17,6 +17,7 @@ from typing import Any
 from limbeck.errors import TeacherError
 from limbeck.paths import cache_folder, put_in_place
 from limbeck.progress import say
+from limbeck.runs import write_atomically
 from limbeck.spec.teacher import GGUFTeacher, HuggingFaceTeacher, SmolLM2Teacher, Teacher
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -56,19 +57,47 @@ def locate(spec: Teacher) -> TeacherFiles:
 
 def read_config(files: TeacherFiles) -> dict[str, Any] | None:
     """The teacher's config.json if it is on this machine, otherwise None. Does not import torch."""
-    path = Path(files.model) / "config.json"
-    if not path.is_file():
-        from huggingface_hub import try_to_load_from_cache
-
-        try:
-            cached = try_to_load_from_cache(files.model, "config.json", revision=files.revision)
-        except ValueError:  # not of the form of a hub id: a folder that does not exist
-            return None
-        if not isinstance(cached, str):
-            return None
-        path = Path(cached)
+    path = _config_path(files)
+    if path is None:
+        return None
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
+
+
+def weights_digest(files: TeacherFiles) -> str | None:
+    """What tells the weights from any others: a digest of a folder's weight files, a hub model's commit; None if not here.
+
+    Digests of files are remembered in the user cache by path, size and time of change, since reading many gigabytes takes long.
+    """
+    folder = Path(files.model)
+    if folder.is_dir():
+        weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+        return "+".join(_remembered_sha256(path)[:16] for path in weights) or None
+    path = _config_path(files)
+    return f"commit:{path.parent.name}" if path is not None else None
+
+
+def _config_path(files: TeacherFiles) -> Path | None:
+    path = Path(files.model) / "config.json"
+    if path.is_file():
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(files.model, "config.json", revision=files.hub_revision)
+    except ValueError:  # not of the form of a hub id: a folder that does not exist
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _remembered_sha256(path: Path) -> str:
+    status = path.stat()
+    key = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
+    remembered = cache_folder() / "digests" / key
+    if not remembered.is_file():
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(remembered, file_sha256(path))
+    return remembered.read_text(encoding="utf-8")
 
 
 def _smollm2_in_package() -> Path | None:

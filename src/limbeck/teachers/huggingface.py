@@ -5,16 +5,16 @@ hundred positions at a time. Legend: B windows, T positions, E width, V vocabula
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from limbeck.compute import pick_dtype
 from limbeck.errors import TeacherError
 from limbeck.spec.teacher import Teacher as TeacherSpec
-from limbeck.teachers.files import TeacherFiles, file_sha256, locate
+from limbeck.teachers.files import TeacherFiles, locate, weights_digest
 
 PROBE_TOKENS = 8
 PROBE_SCALE = 64.0
@@ -73,7 +73,7 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
             dtype=dtype,
             trust_remote_code=files.trust_remote_code,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TeacherError(
             f"teacher {files.name} cannot be loaded from {files.model}: {str(error).strip().splitlines()[0]}"
         ) from error
@@ -87,7 +87,7 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
     model.requires_grad_(False).eval().to(device)
     head_VE = _plain_head(model, device)
     vocab_size = int(model.get_output_embeddings().weight.shape[0])
-    return Teacher(model, files, vocab_size, head_VE, dtype, device, _weights_digest(model, files))
+    return Teacher(model, files, vocab_size, head_VE, dtype, device, weights_digest(files) or "unknown")
 
 
 @torch.no_grad()
@@ -109,16 +109,7 @@ def _plain_head(model: Any, device: torch.device) -> Tensor | None:
     hidden = model.base_model(input_ids=probe_BT, use_cache=False).last_hidden_state
     projected = torch.nn.functional.linear(hidden, weight).float() * PROBE_SCALE
     rounding = 1e-4 if weight.dtype == torch.float32 else 1e-2
-    same = logits.shape == projected.shape and bool(
-        ((logits - projected).abs().max() <= rounding * projected.abs().max()).item()
-    )
+    # A damaged teacher is NaN both ways; it is reported with document and position when it scores.
+    tolerance = rounding * float(projected.nan_to_num().abs().max())
+    same = logits.shape == projected.shape and torch.allclose(logits, projected, rtol=0, atol=tolerance, equal_nan=True)
     return weight.detach() if same else None
-
-
-def _weights_digest(model: Any, files: TeacherFiles) -> str:
-    folder = Path(files.model)
-    if not folder.is_dir():
-        commit = getattr(model.config, "_commit_hash", None)
-        return f"commit:{commit}"
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    return "+".join(file_sha256(path)[:16] for path in weights)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from limbeck.data.tokenizers import save_tokenizer
 from limbeck.evals.bits_per_byte import HeldOut, evaluate
 from limbeck.evals.student import StudentReader
@@ -13,14 +15,18 @@ from limbeck.students import hf
 from limbeck.train.setup import Setup
 
 
-def measure(setup: Setup, *, with_teacher: bool = False) -> HeldOut:
-    """The student on the held-out documents, in windows of its own sequence length that do not overlap."""
-    reader = StudentReader(setup.student, device=setup.device, dtype=setup.dtype)
+def measure(setup: Setup, *, last: bool = False) -> HeldOut:
+    """The student on the held-out documents, in windows of its own sequence length that do not overlap.
+
+    On the way it is measured in the precision of training, which is quick. The `last` time it is measured in float32, as
+    `limbeck eval` does, and beside the teacher.
+    """
+    reader = StudentReader(setup.student, device=setup.device, dtype=torch.float32 if last else setup.dtype)
     return evaluate(
         reader,
         setup.texts.heldout,
         context=Context(window=setup.recipe.data.sequence_length, overlap=0),
-        reference=setup.reference if with_teacher else None,
+        reference=setup.reference if last else None,
         title=f"evaluating {setup.recipe.name}",
     )
 
@@ -29,7 +35,7 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None
     """Last evaluation, the student as a Hugging Face folder, then the summary."""
     recipe, tokenizer = setup.recipe, setup.texts.tokenizer
     assert recipe.student.vocab_size is not None
-    heldout = measure(setup, with_teacher=True)
+    heldout = measure(setup, last=True)
     writer.forget("eval", step=costs.step)  # of a run that was killed between here and its summary
     writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=heldout.kl_to_teacher_nats)
     hf.save(

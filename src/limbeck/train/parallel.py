@@ -71,3 +71,10 @@ def wait_for_all(processes: Processes) -> None:
     """A barrier."""
     if processes.world_size > 1:
         dist.barrier()
+
+
+def leave(processes: Processes) -> None:
+    """Wait for all and part, so that none is cut off while another still writes."""
+    if processes.world_size > 1:
+        dist.barrier()
+        dist.destroy_process_group()

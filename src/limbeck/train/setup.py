@@ -26,7 +26,7 @@ from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
 from limbeck.students.build import build
 from limbeck.students.olmo3 import Olmo3
-from limbeck.teachers.files import TeacherFiles, locate, read_config
+from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
 from limbeck.train.parallel import Processes, start_processes, wait_for_all
@@ -74,9 +74,9 @@ def open_texts(recipe: Recipe) -> Texts:
         tokenizer = load_tokenizer(recipe.data.tokenizer)
     else:
         assert files is not None, "the recipe's validator requires one of the two"
-        tokenizer = load_tokenizer(files.model, revision=files.hub_revision)
+        tokenizer = _teachers_tokenizer(files)
     if files is not None and recipe.data.tokenizer is not None and needs_teacher(recipe.objective):
-        theirs = load_tokenizer(files.model, revision=files.hub_revision)
+        theirs = _teachers_tokenizer(files)
         if theirs.backend.get_vocab() != tokenizer.backend.get_vocab():
             raise SpecError(
                 f"data.tokenizer={recipe.data.tokenizer} (vocabulary of {tokenizer.size}) is not the teacher's "
@@ -86,12 +86,18 @@ def open_texts(recipe: Recipe) -> Texts:
     return Texts(tokenizer, train, heldout, files)
 
 
+def _teachers_tokenizer(files: TeacherFiles) -> Tokenizer:
+    return load_tokenizer(files.model, revision=files.hub_revision, trust_remote_code=files.trust_remote_code)
+
+
 def open_setup(recipe: Recipe) -> Setup:
     """Resolve and open a recipe. Raises before anything is computed if the recipe asks for what cannot be given."""
     device = pick_device(recipe.device)
     processes = start_processes(device)
+    signals = SignalStore.open(Path(recipe.store_path)) if recipe.uses_store else None
     texts = _first_process_first(recipe, processes)
-    signals = _open_store(recipe, texts) if recipe.uses_store else None
+    if signals is not None:
+        _check_store(signals, recipe, texts)
     recipe = with_vocabulary(recipe, texts, signals)
     assert recipe.student.vocab_size is not None
     teacher = load_teacher(recipe.teacher, device=device) if _is_live(recipe) and recipe.teacher is not None else None
@@ -154,22 +160,29 @@ def _first_process_first(recipe: Recipe, processes: Processes) -> Texts:
     return open_texts(recipe)
 
 
-def _open_store(recipe: Recipe, texts: Texts) -> SignalStore:
-    signals = SignalStore.open(Path(recipe.store_path))
-    assert recipe.signal is not None and not isinstance(recipe.signal, DenseSignal)
+def _check_store(signals: SignalStore, recipe: Recipe, texts: Texts) -> None:
+    """Refuse a store that cannot give what the recipe asks: another signal, tokenizer, context, teacher, or other documents."""
+    assert recipe.signal is not None
     signals.check_can_serve(
         recipe.signal,
         tokenizer=texts.train.tokenizer_fingerprint,
-        vocab_size=recipe.student.vocab_size or signals.identity.vocab_size,
+        vocab_size=recipe.student.vocab_size,
         context=recipe.teacher.context.model_dump(mode="json") if recipe.teacher is not None else None,
     )
-    missing = [document_id for document_id in texts.train.ids if document_id not in signals]
+    held = signals.identity.teacher
+    # A student may train where the teacher's files are not: then there is nothing to compare.
+    weights = weights_digest(texts.files) if texts.files is not None else None
+    if texts.files is not None and weights is not None and weights != held["weights"]:
+        raise StoreError(
+            f"{signals.path} was scored by {held['name']} (weights {held['weights']}), but the recipe's teacher is "
+            f"{texts.files.name} (weights {weights}): name the store of this teacher, or write one with `limbeck cache write`"
+        )
+    missing = signals.missing_documents(texts.train.ids)
     if missing:
         raise StoreError(
             f"{signals.path} lacks {len(missing)} of the {len(texts.train)} training documents (the first: {missing[0]}): "
             "it was written for other texts; run `limbeck cache write` with another store path"
         )
-    return signals
 
 
 def _is_live(recipe: Recipe) -> bool:

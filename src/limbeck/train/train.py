@@ -6,7 +6,7 @@ from limbeck.runs import RunWriter, is_finished, require_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.train.loop import run
 from limbeck.train.measure import finish
-from limbeck.train.parallel import wait_for_all
+from limbeck.train.parallel import leave
 from limbeck.train.setup import open_setup
 
 
@@ -21,5 +21,5 @@ def train(recipe: Recipe) -> Path:
     costs = run(setup, path=path, writer=writer)
     if writer is not None:
         finish(setup, costs, path=path, writer=writer)
-    wait_for_all(setup.processes)
+    leave(setup.processes)
     return path
