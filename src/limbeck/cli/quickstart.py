@@ -15,21 +15,12 @@ def quickstart(
     as_json: Json = False,
 ) -> None:
     """Distil SmolLM2-135M-Instruct into a tiny OLMo-3-style student beside its no-teacher control. Resumable, offline."""
-    from limbeck.study.run import run_study, store_facts
+    from limbeck.study.run import run_study
 
     result = run_study(load_study("quickstart"), output=output, overrides=parse_overrides(overrides or []))
     values = result.as_json()
-    lines = [_store_line(store_facts(path)) for path in result.stores]
-    lines += [_arm_line(arm) for arm in values["arms"]]
+    lines = [_arm_line(arm) for arm in values["arms"]]
     emit(values, as_json=as_json, lines=[*lines, f"report: {result.report}"])
-
-
-def _store_line(facts: dict[str, Any]) -> str:
-    tail = f", tail mass {facts['tail_mass']:.3f}" if "tail_mass" in facts else ""
-    return (
-        f"store {facts['path']}: {facts['bytes_per_token']:.1f} bytes/token, "
-        f"{facts['distinct_ids_per_token']:.1f} ids/token{tail}, scored at {facts['scoring_tokens_per_second']:,.0f} tokens/s"
-    )
 
 
 def _arm_line(arm: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limbeck.progress import say
 from limbeck.report.page import Arm, write_report
 from limbeck.runs import is_finished, open_run, require_recipe
 from limbeck.spec.recipe import Recipe
@@ -34,7 +35,7 @@ def run_study(study: Study, *, output: str, overrides: Mapping[str, Any]) -> Stu
     recipes = expand(study, output=output, overrides=overrides)
     unfinished = [recipe for recipe in recipes.values() if not _is_done(recipe)]
     if unfinished:
-        _run(list(recipes.values()), unfinished)
+        _run(unfinished)
     runs = {arm: Path(recipe.run_path) for arm, recipe in recipes.items()}
     stores = sorted({Path(recipe.store_path) for recipe in recipes.values() if recipe.uses_store})
     kept = [path for path in stores if (path / "store.json").is_file()]  # a finished study's stores may have been removed
@@ -64,6 +65,15 @@ def store_facts(path: Path) -> dict[str, Any]:
     return {**facts, "path": str(path), "scoring_tokens_per_second": facts["tokens"] / max(facts["scoring_seconds"], 1e-9)}
 
 
+def describe_store(facts: Mapping[str, Any]) -> str:
+    """A store in one line: size, what it keeps, how fast it was scored."""
+    tail = f", tail mass {facts['tail_mass']:.3f}" if "tail_mass" in facts else ""
+    return (
+        f"store {facts['path']}: {facts['bytes_per_token']:.1f} bytes/token, "
+        f"{facts['distinct_ids_per_token']:.1f} ids/token{tail}, scored at {facts['scoring_tokens_per_second']:,.0f} tokens/s"
+    )
+
+
 def _is_done(recipe: Recipe) -> bool:
     if not is_finished(recipe.run_path):
         return False
@@ -71,14 +81,15 @@ def _is_done(recipe: Recipe) -> bool:
     return True
 
 
-def _run(recipes: Sequence[Recipe], unfinished: Sequence[Recipe]) -> None:
+def _run(recipes: Sequence[Recipe]) -> None:
     from limbeck.study.stores import is_published, stores_of, write_recipe_stores
     from limbeck.train.train import train
 
     wanted = [recipe for recipe in recipes if recipe.uses_store]
     if not all(is_published(path) for path in stores_of(wanted)):
-        write_recipe_stores(wanted)
-    for recipe in unfinished:
+        for path in write_recipe_stores(wanted):
+            say(describe_store(store_facts(path)))
+    for recipe in recipes:
         train(recipe)
 
 
