@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from limbeck.compute import pick_device
-from limbeck.signals.store import info
+from limbeck.signals.manifest import info
 from limbeck.spec.load import load_recipe
 from limbeck.spec.signal import HardSignal, SampledSignal, StoredSignal, TopKSignal
 from limbeck.teachers.cache import write_stores
@@ -41,7 +41,7 @@ def main() -> None:
     texts, context = open_texts(recipe), recipe.teacher.context
     teacher = load_teacher(recipe.teacher, device=pick_device("auto"))
     documents = [texts.train.document(index) for index in range(len(texts.train))]
-    work = batches(passages(texts.train.lengths.tolist(), context=context), batch_tokens=BATCH_TOKENS[teacher.device.type])
+    work = batches(passages(texts.train.lengths.tolist(), context=context), batch_tokens=BATCH_TOKENS["cpu"])
 
     @torch.no_grad()
     def bare() -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from limbeck.errors import LimbeckError
-from limbeck.paths import cache_folder
-from limbeck.runs import processor_name, write_atomically
+from limbeck.paths import cache_folder, write_atomically
+from limbeck.runs import processor_name
 
 PROBE_SIZE = 1024
 PROBE_REPEATS = 5
@@ -27,10 +27,10 @@ FASTER = 1.3
 
 def pick_device(name: str) -> torch.device:
     """The device of that name; 'auto' is cuda where there is one (under `torchrun`, this process's own), otherwise cpu."""
-    if name == "auto" and torch.cuda.is_available():
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    elif name == "auto":
-        name = "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -27,3 +27,7 @@ class TeacherError(LimbeckError):
 
 class StoreError(LimbeckError):
     """A signal store is missing, incomplete, damaged, or holds something else than what was asked of it."""
+
+
+class DivergedError(LimbeckError):
+    """A run's loss or gradient stopped being finite. Other runs may go on."""

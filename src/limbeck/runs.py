@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from limbeck.errors import LimbeckError, SpecError
+from limbeck.paths import write_atomically
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
 
@@ -129,7 +130,8 @@ def _refuse_another_recipe(path: Path, old: dict[str, Any], new: dict[str, Any])
     # Where things lie and how often they are saved do not change what is computed.
     incidental = {"output", "store", "checkpoint"}
     for key, there, here in _differences(old, {key: value for key, value in new.items() if key not in incidental}):
-        if key == "student.vocab_size" and here is None:  # left to be filled in, as it was in the run
+        filled_in = (key == "student.vocab_size" and here is None) or (key in {"precision", "device"} and here == "auto")
+        if filled_in:
             continue
         raise SpecError(
             f"{path} holds a run of another recipe ({key} is {there!r} there and {here!r} here): "
@@ -161,13 +163,6 @@ def _read_records(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(record, dict) or not {"event", *Costs.__dataclass_fields__} <= record.keys():
                 raise LimbeckError(f"{path}, line {number} is damaged: remove the run folder and train again")
             yield record
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new one, never half."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def environment(device: str) -> dict[str, Any]:

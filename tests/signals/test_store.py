@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from limbeck.errors import StoreError
-from limbeck.signals.manifest import StoreIdentity, signal_identity
+from limbeck.signals.manifest import StoreIdentity, info, signal_identity
 from limbeck.signals.select import narrow, select
-from limbeck.signals.store import SignalStore, info, verify
+from limbeck.signals.store import SignalStore, verify
 from limbeck.signals.types import SampledRows, SparseRows, TopKRows
 from limbeck.signals.writer import StoreWriter
 from limbeck.spec.signal import DenseSignal, HardSignal, SampledSignal, StoredSignal, TopKSignal

@@ -17,20 +17,20 @@ StorePath = Annotated[Path, typer.Argument(help="The folder of a signal store.",
 @app.command("write")
 def write(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Let the recipe's teacher read the training documents and store its signal. Resumes what an earlier call left."""
-    from limbeck.study.run import store_facts
+    from limbeck.signals.manifest import info as read_info
     from limbeck.study.stores import write_recipe_stores
 
     paths = write_recipe_stores([load_recipe(recipe, parse_overrides(overrides or []))])
-    facts = store_facts(paths[0])
+    facts = read_info(paths[0])
     emit(facts, as_json=as_json, lines=_lines(facts))
 
 
 @app.command("info")
 def info(store: StorePath, as_json: Json = False) -> None:
     """What a store is: kind, size, fidelity, identity."""
-    from limbeck.signals.store import info as read_info
+    from limbeck.signals.manifest import info as read_info
 
-    facts = {**read_info(store), "path": str(store)}
+    facts = read_info(store)
     emit(facts, as_json=as_json, lines=_lines(facts))
 
 

@@ -24,5 +24,7 @@ def quickstart(
 
 
 def _arm_line(arm: dict[str, Any]) -> str:
+    if arm["bits_per_byte"] is None:
+        return f"{arm['arm']:>12}: diverged"
     kl = f", KL to teacher {arm['kl_to_teacher_nats']:.3f} nats" if arm["kl_to_teacher_nats"] is not None else ""
     return f"{arm['arm']:>12}: {arm['bits_per_byte']:.4f} bits per byte{kl}, {arm['seconds']:.0f} s"

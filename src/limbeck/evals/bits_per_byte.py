@@ -88,13 +88,15 @@ def _statistics(
     """A few thousand rows at a time: which they are, and what the head says of them and of their next tokens."""
     documents = [store.document(index) for index in range(len(store))]
     work = passages(store.lengths.tolist(), context=context)
+    head_VE = reference.head_VE.to(reader.device) if reference is not None else None
 
     def taken(stretches: list[_Stretch]) -> tuple[Tensor, DenseRows | None]:
         targets = [documents[each.document][each.first + 1 : each.last + 1].astype(np.int64) for each in stretches]
         ids_R1 = torch.from_numpy(np.concatenate(targets))[:, None].to(reader.device)
-        teachers = [reference.rows(each.document, each.first, each.last) for each in stretches] if reference is not None else []
-        head_VE = reference.head_VE if reference is not None else None
-        return ids_R1, DenseRows(torch.cat(teachers), head_VE, 1.0) if head_VE is not None else None
+        if reference is None or head_VE is None:
+            return ids_R1, None
+        hidden_RE = torch.cat([reference.rows(each.document, each.first, each.last) for each in stretches])
+        return ids_R1, DenseRows(hidden_RE.to(reader.device), head_VE, 1.0)
 
     if reader.head_VE is None:
         for passage, first, logits_RV in score_logits(reader, documents, work):

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from limbeck.compute import pick_dtype
 from limbeck.data.token_store import TokenStore
+from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import TeacherError
 from limbeck.paths import cache_folder
 from limbeck.progress import progress
@@ -31,7 +32,7 @@ from limbeck.teachers.score import passages, score_hidden
 
 @dataclass(frozen=True)
 class Reference:
-    """A teacher's hidden states at every row of a token store, and its head."""
+    """A teacher's hidden states at every row of a token store, and its head; on the CPU, whatever trains meanwhile."""
 
     teacher: str
     hidden_RE: Tensor
@@ -60,7 +61,13 @@ def teacher_reference(
         if teacher.head_VE is None:
             return None
         _write(path, teacher, spec, store)
-    return _read(path, store, device=device)
+    return _read(path, store)
+
+
+def reads_alike(files: TeacherFiles, store: TokenStore) -> bool:
+    """Whether the teacher's own tokenizer made these tokens: only then do its logits speak of the same ids."""
+    theirs = load_tokenizer(files.model, revision=files.hub_revision, trust_remote_code=files.trust_remote_code)
+    return theirs.fingerprint == store.tokenizer_fingerprint
 
 
 def _path(spec: TeacherSpec, files: TeacherFiles, store: TokenStore, *, dtype: torch.dtype) -> Path:
@@ -91,8 +98,13 @@ def _write(path: Path, teacher: Teacher, spec: TeacherSpec, store: TokenStore) -
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     tensors = {"hidden": hidden_RE, "head": teacher.head_VE.cpu().contiguous()}
-    save_file(tensors, temporary, metadata={"teacher": teacher.files.name, "bits_per_byte": repr(bits_per_byte)})
-    os.replace(temporary, path)
+    try:
+        save_file(tensors, temporary, metadata={"teacher": teacher.files.name, "bits_per_byte": repr(bits_per_byte)})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise TeacherError(f"{path} cannot be written ({error}): free some space and run the same command again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _text_nats(hidden_RE: Tensor, head_VE: Tensor, document: np.ndarray, *, first: int) -> float:
@@ -102,8 +114,8 @@ def _text_nats(hidden_RE: Tensor, head_VE: Tensor, document: np.ndarray, *, firs
     return float(torch.nn.functional.cross_entropy(logits_RV, targets_R.to(logits_RV.device), reduction="sum"))
 
 
-def _read(path: Path, store: TokenStore, *, device: torch.device) -> Reference:
-    with safe_open(path, framework="pt", device=str(device)) as file:
+def _read(path: Path, store: TokenStore) -> Reference:
+    with safe_open(path, framework="pt") as file:
         about = file.metadata()
         return Reference(
             teacher=about["teacher"],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.plan.accounting import (
+    TRAINING_OVER_FORWARD,
     Parameters,
     student_flops_per_token,
     student_parameters,
@@ -49,8 +50,8 @@ def price(recipe: Recipe, *, vocab_size: int, teacher: Mapping[str, Any] | None,
         if recipe.teacher
         else 0.0
     )
-    tokens = _tokens(recipe, training=3 * forward, scoring=scoring if teaches else 0.0)
-    student_flops = 3 * forward * tokens if tokens is not None else None
+    tokens = _tokens(recipe, training=TRAINING_OVER_FORWARD * forward, scoring=scoring if teaches else 0.0)
+    student_flops = TRAINING_OVER_FORWARD * forward * tokens if tokens is not None else None
     teacher_flops = scoring * tokens if tokens is not None and scoring is not None and teaches else (None if teaches else 0.0)
     total = student_flops + teacher_flops if student_flops is not None and teacher_flops is not None else None
     return Price(

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from limbeck import __version__
+from limbeck.paths import write_atomically
 from limbeck.report.arms import Arm, find_control
 from limbeck.report.figures import Drawn, draw_all
 from limbeck.report.limits import limits
@@ -28,7 +29,6 @@ from limbeck.report.tables import (
     store_table,
 )
 from limbeck.report.verdict import Verdict, decide
-from limbeck.runs import write_atomically
 
 __all__ = ["Arm", "write_report"]
 

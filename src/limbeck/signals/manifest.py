@@ -14,8 +14,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from limbeck.errors import StoreError
+from limbeck.paths import write_atomically
 from limbeck.spec.signal import HardSignal, SampledSignal, Signal, StoredSignal, TopKSignal
 
 FORMAT = 1
@@ -145,7 +144,7 @@ def canonical(values: Mapping[str, Any]) -> bytes:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Values in their canonical form, with the checksum of that form."""
-    write_atomically(path, [canonical({**values, "checksum": checksum_of(values)})])
+    write_file(path, [canonical({**values, "checksum": checksum_of(values)})])
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -171,31 +170,58 @@ def checksum_of(values: Mapping[str, Any]) -> str:
     return hashlib.blake2b(canonical(values), digest_size=16).hexdigest()
 
 
-def write_atomically(path: Path, chunks: Sequence[bytes]) -> None:
+def write_file(path: Path, chunks: Sequence[bytes]) -> None:
     """The file appears under its name with all its bytes on the disk, or not at all; `StoreError` where the disk is full."""
-    needed = sum(map(len, chunks))
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        write_atomically(path, chunks)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
         raise StoreError(
-            f"the disk is full: {path} needs {needed:,} bytes and {shutil.disk_usage(path.parent).free:,} are free; finished "
-            "shards are kept, so free some space and run `limbeck cache write` again to resume"
+            f"the disk is full: {path} needs {sum(map(len, chunks)):,} bytes and {shutil.disk_usage(path.parent).free:,} are "
+            "free; finished shards are kept, so free some space and run `limbeck cache write` again to resume"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A published store's `store.json`; `StoreError` where there is none, or the store is not finished."""
+    if (path / STORE_FILE).exists():
+        return read_json(path / STORE_FILE)
+    if (path / PLAN_FILE).exists():
+        num_shards = read_json(path / PLAN_FILE)["num_shards"]
+        finished = len(list(path.glob("shard-*.rows")))
+        raise StoreError(
+            f"{path} is incomplete ({finished} of {num_shards} shards); `limbeck cache write` with its recipe resumes it"
+        )
+    raise StoreError(f"{path} is not a signal store; `limbeck cache write` with a recipe makes one")
+
+
+def info(path: Path) -> dict[str, Any]:
+    """What a store is and holds, as plain JSON, from its manifest alone; `tail_mass` and `entropy_nats` are means over rows."""
+    manifest = read_manifest(path)
+    identity = StoreIdentity(**manifest["plan"]["identity"])
+    statistics = manifest["statistics"]
+    tokens, distinct_ids = int(statistics["tokens"]), int(statistics["distinct_ids"])
+    num_bytes = (path / STORE_FILE).stat().st_size + sum(entry["bytes"] for entry in manifest["shards"])
+    means = {name: statistics[name] / tokens for name in ("tail_mass", "entropy_nats") if name in statistics}
+    return {
+        "kind": identity.spec.kind,
+        "documents": statistics["documents"],
+        "tokens": tokens,
+        "bytes": num_bytes,
+        "bytes_per_token": num_bytes / tokens,
+        "distinct_ids_per_token": distinct_ids / tokens,
+        "bytes_per_distinct_id": num_bytes / distinct_ids,
+        **means,
+        "scoring_seconds": statistics["scoring_seconds"],
+        "scoring_tokens_per_second": tokens / max(statistics["scoring_seconds"], 1e-9),
+        "shards": len(manifest["shards"]),
+        "identity": dataclasses.asdict(identity),
+        "identity_digest": identity.digest(),
+        "path": str(path),
+    }
+
+
+def is_published(path: Path) -> bool:
+    """Whether a complete store lies there."""
+    return (path / STORE_FILE).is_file()

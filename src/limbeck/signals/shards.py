@@ -20,7 +20,7 @@ import numpy as np
 
 from limbeck.errors import StoreError
 from limbeck.signals.codec import DamagedRowsError, Piece, decode, encode, encoded_size
-from limbeck.signals.manifest import write_atomically
+from limbeck.signals.manifest import write_file
 from limbeck.signals.types import HardRows, SampledRows, SparseRows, TopKRows
 from limbeck.spec.signal import StoredSignal
 
@@ -109,7 +109,7 @@ def write_shard(
     }
     text = json.dumps(index, separators=(",", ":")).encode()
     closed = text + len(text).to_bytes(8, "little")
-    write_atomically(path, [*encoded, closed, hashlib.blake2b(closed, digest_size=16).digest(), _MAGIC])
+    write_file(path, [*encoded, closed, hashlib.blake2b(closed, digest_size=16).digest(), _MAGIC])
 
 
 def _statistics(documents: Sequence[SparseRows]) -> dict[str, float]:

@@ -8,7 +8,6 @@ error and not noise. `signals/writer.py` writes a store; the folder's layout is 
 A token is counted where it has a row: the first token of a document is given, not predicted.
 """
 
-import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 
 from limbeck.errors import StoreError
 from limbeck.signals.codec import DamagedRowsError, Piece, decode, row_checks
-from limbeck.signals.manifest import PLAN_FILE, STORE_FILE, StoreIdentity, check_can_serve, read_json
+from limbeck.signals.manifest import STORE_FILE, StoreIdentity, check_can_serve, read_json, read_manifest
 from limbeck.signals.select import narrow
 from limbeck.signals.shards import map_shard, read_index, verify_shard
 from limbeck.signals.types import SparseRows
@@ -44,7 +43,7 @@ class SignalStore:
     def __init__(self, path: Path) -> None:
         """See `open`."""
         self.path = path
-        self._manifest = _read_manifest(path)
+        self._manifest = read_manifest(path)
         self.identity = StoreIdentity(**self._manifest["plan"]["identity"])
         self.signal: StoredSignal = self.identity.spec
         self.bytes_read = 0
@@ -178,18 +177,6 @@ class SignalStore:
         return places
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    if (path / STORE_FILE).exists():
-        return read_json(path / STORE_FILE)
-    if (path / PLAN_FILE).exists():
-        num_shards = read_json(path / PLAN_FILE)["num_shards"]
-        finished = len(list(path.glob("shard-*.rows")))
-        raise StoreError(
-            f"{path} is incomplete ({finished} of {num_shards} shards); `limbeck cache write` with its recipe resumes it"
-        )
-    raise StoreError(f"{path} is not a signal store; `limbeck cache write` with a recipe makes one")
-
-
 @dataclass(frozen=True)
 class VerifyReport:
     """What `verify` found; `problems` is empty where every byte is as it was written."""
@@ -209,7 +196,7 @@ def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) ->
     Damage is reported, not raised; `StoreError` where there is no complete store.
     """
     if not (path / STORE_FILE).exists():
-        _read_manifest(path)
+        read_manifest(path)
     try:
         manifest = read_json(path / STORE_FILE)
     except StoreError as error:
@@ -234,24 +221,3 @@ def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) ->
             progress=advance,
         )
     return VerifyReport(shards=len(manifest["shards"]), bytes=done, problems=tuple(problems))
-
-
-def info(path: Path) -> dict[str, Any]:
-    """What a store is and holds, as plain JSON; a `tail_mass` or `entropy_nats` is the mean over rows."""
-    store = SignalStore.open(path)
-    statistics = store._manifest["statistics"]
-    means = {name: statistics[name] / store.tokens for name in ("tail_mass", "entropy_nats") if name in statistics}
-    return {
-        "kind": store.signal.kind,
-        "documents": statistics["documents"],
-        "tokens": store.tokens,
-        "bytes": store.bytes,
-        "bytes_per_token": store.bytes / store.tokens,
-        "distinct_ids_per_token": store.distinct_ids / store.tokens,
-        "bytes_per_distinct_id": store.bytes / store.distinct_ids,
-        **means,
-        "scoring_seconds": statistics["scoring_seconds"],
-        "shards": len(store._manifest["shards"]),
-        "identity": dataclasses.asdict(store.identity),
-        "identity_digest": store.identity.digest(),
-    }

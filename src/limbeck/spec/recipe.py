@@ -103,6 +103,7 @@ class Recipe(Spec):
                 slug = "dense"
             case sampled:
                 slug, temperature = f"sampled-{sampled.draws}", sampled.temperature
+                slug += f"-seed{sampled.seed}" if sampled.seed else ""
         return slug if temperature == 1 else f"{slug}-t{temperature:g}"
 
     @property

@@ -1,13 +1,15 @@
 """Running a study: stores first, then every arm, then the report. Finished parts are not made again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import DivergedError
 from limbeck.progress import say
 from limbeck.report.page import Arm, write_report
-from limbeck.runs import is_finished, open_run, require_recipe
+from limbeck.runs import Costs, is_finished, open_run, require_recipe
+from limbeck.signals.manifest import info, is_published
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import Study
 from limbeck.study.expand import expand
@@ -38,7 +40,7 @@ def run_study(study: Study, *, output: str, overrides: Mapping[str, Any]) -> Stu
         _run(unfinished)
     runs = {arm: Path(recipe.run_path) for arm, recipe in recipes.items()}
     stores = sorted({Path(recipe.store_path) for recipe in recipes.values() if recipe.uses_store})
-    kept = [path for path in stores if (path / "store.json").is_file()]  # a finished study's stores may have been removed
+    kept = [path for path in stores if is_published(path)]  # a finished study's stores may have been removed
     report = report_of(runs, control=study.control, stores=kept, title=study.name, folder=Path(output))
     return StudyResult(runs, tuple(stores), report)
 
@@ -50,19 +52,11 @@ def report_of(runs: Mapping[str, Path], *, control: str, stores: Sequence[Path],
     return write_report(
         [Arm(name, run) for name, run in opened.items()],
         control=control,
-        stores=[store_facts(path) for path in stores],
+        stores=[info(path) for path in stores],
         title=title,
         folder=folder,
         teacher=teachers[0] if teachers else None,
     )
-
-
-def store_facts(path: Path) -> dict[str, Any]:
-    """What `limbeck cache info` says of a store, with where it lies and how fast it was scored."""
-    from limbeck.signals.store import info
-
-    facts = info(path)
-    return {**facts, "path": str(path), "scoring_tokens_per_second": facts["tokens"] / max(facts["scoring_seconds"], 1e-9)}
 
 
 def describe_store(facts: Mapping[str, Any]) -> str:
@@ -82,19 +76,24 @@ def _is_done(recipe: Recipe) -> bool:
 
 
 def _run(recipes: Sequence[Recipe]) -> None:
-    from limbeck.study.stores import is_published, stores_of, write_recipe_stores
+    from limbeck.study.stores import stores_of, write_recipe_stores
     from limbeck.train.train import train
 
     wanted = [recipe for recipe in recipes if recipe.uses_store]
     if not all(is_published(path) for path in stores_of(wanted)):
         for path in write_recipe_stores(wanted):
-            say(describe_store(store_facts(path)))
+            say(describe_store(info(path)))
     for recipe in recipes:
-        train(recipe)
+        try:
+            train(recipe)
+        except DivergedError as error:  # a result like any other: the report shows the arm as unfinished
+            say(str(error))
 
 
 def _costs_and_results(path: Path) -> dict[str, Any]:
-    summary = open_run(path).summary
-    assert summary is not None
-    names = ("tokens", "seconds", "student_flops", "teacher_flops", "bits_per_byte", "kl_to_teacher_nats")
-    return {name: summary[name] for name in names}
+    """Of a run; results are None where it diverged."""
+    run = open_run(path)
+    last = run.summary or {**asdict(Costs()), **(run.records[-1] if run.records else {})}
+    names = ("tokens", "seconds", "student_flops", "teacher_flops")
+    results = ("bits_per_byte", "kl_to_teacher_nats")
+    return {**{name: last[name] for name in names}, **{name: (run.summary or {}).get(name) for name in results}}

@@ -5,17 +5,11 @@ from pathlib import Path
 
 from limbeck.compute import pick_device
 from limbeck.errors import SpecError
-from limbeck.signals.manifest import STORE_FILE
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal, StoredSignal
 from limbeck.teachers.cache import write_stores
 from limbeck.teachers.huggingface import load_teacher
 from limbeck.train.setup import open_texts
-
-
-def is_published(path: Path) -> bool:
-    """Whether a complete store lies there."""
-    return (path / STORE_FILE).is_file()
 
 
 def stores_of(recipes: Sequence[Recipe]) -> dict[Path, StoredSignal]:

@@ -1,13 +1,14 @@
 """Where a teacher's weights and tokenizer lie, before anything is loaded.
 
 A GGUF file is converted once, by transformers, into a folder of safetensors in the user cache, keyed by the file's SHA-256:
-parsing GGUF takes some twenty seconds every time, the folder less than one. Its dequantised weights are kept in bfloat16, whose
-rounding (2^-9) is below the quantisation's own.
+parsing GGUF takes some twenty seconds every time, the folder less than one. Dequantised weights are kept in bfloat16: its
+rounding (2^-9) is below the error of a quantisation to eight bits or fewer; of a float16 or float32 file it is all there is.
 """
 
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -15,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import TeacherError
-from limbeck.paths import cache_folder, put_in_place
+from limbeck.paths import cache_folder, put_in_place, write_atomically
 from limbeck.progress import say
-from limbeck.runs import write_atomically
 from limbeck.spec.teacher import GGUFTeacher, HuggingFaceTeacher, SmolLM2Teacher, Teacher
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -77,6 +77,19 @@ def weights_digest(files: TeacherFiles) -> str | None:
     return f"commit:{path.parent.name}" if path is not None else None
 
 
+def stored_parameters(files: TeacherFiles) -> int | None:
+    """Parameters in the safetensors files of a model that is on this machine, by their headers; None where there are none."""
+    from safetensors import safe_open
+
+    path = _config_path(files)
+    weights = sorted(path.parent.glob("*.safetensors")) if path is not None else []
+    total = 0
+    for each in weights:
+        with safe_open(each, framework="numpy") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
+    return total or None
+
+
 def _config_path(files: TeacherFiles) -> Path | None:
     path = Path(files.model) / "config.json"
     if path.is_file():
@@ -124,7 +137,7 @@ def _converted(gguf: Path, *, name: str) -> TeacherFiles:
     """The safetensors folder of a GGUF file, made on first use."""
     if not gguf.is_file():
         raise TeacherError(f"teacher: {gguf} does not exist")
-    digest = file_sha256(gguf)
+    digest = _remembered_sha256(gguf)
     folder = cache_folder() / "gguf" / digest[:20]
     if not folder.is_dir():
         say(f"converting {gguf.name} to safetensors, once: {folder}")
@@ -136,6 +149,7 @@ def _converted(gguf: Path, *, name: str) -> TeacherFiles:
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from gguf import GGUFReader, LlamaFileType
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -151,11 +165,12 @@ def _convert(gguf: Path, folder: Path) -> None:
             del model.config.quantization_config
         model.to(torch.bfloat16).save_pretrained(building)
         AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(building)
-        file_type = GGUFReader(str(gguf)).fields["general.file_type"].contents()
-        about = {"source": gguf.name, "quantisation": f"gguf {LlamaFileType(file_type).name.removeprefix('MOSTLY_')}"}
+        file_type = GGUFReader(str(gguf)).fields.get("general.file_type")
+        kind = LlamaFileType(file_type.contents()).name.removeprefix("MOSTLY_") if file_type is not None else "of unknown type"
+        about = {"source": gguf.name, "quantisation": f"gguf {kind}"}
         (building / "limbeck.json").write_text(json.dumps(about), encoding="utf-8")
         put_in_place(building, folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise TeacherError(f"{gguf} cannot be converted: {_first_line(error)}") from error
     finally:
         logging.enable_progress_bar()

@@ -86,7 +86,7 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
         )
     model.requires_grad_(False).eval().to(device)
     head_VE = _plain_head(model, device)
-    vocab_size = int(model.get_output_embeddings().weight.shape[0])
+    vocab_size = len(head_VE) if head_VE is not None else int(model.config.get_text_config().vocab_size)
     return Teacher(model, files, vocab_size, head_VE, dtype, device, weights_digest(files) or "unknown")
 
 

@@ -1,10 +1,9 @@
 """A teacher inside the training loop: the same rows as a store would give, made when asked for.
 
 A piece of a document is read through the same windows as when it is cached, so a live and a cached run differ in nothing but
-where the rows come from. The windows of the last few documents are kept, because the next piece often lies in the same one.
+where the rows come from. Every batch is read afresh, so its rows depend on the batch alone and a resumed run repeats itself.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from limbeck.data.packing import Piece
 from limbeck.data.token_store import TokenStore
+from limbeck.data.windows import Window, windows
 from limbeck.errors import TeacherError
 from limbeck.signals.rows import concatenate
 from limbeck.signals.select import select
@@ -19,9 +19,7 @@ from limbeck.signals.types import DenseRows, SignalRows, SparseRows
 from limbeck.spec.signal import DenseSignal, Signal
 from limbeck.spec.teacher import Context
 from limbeck.teachers.huggingface import Teacher
-from limbeck.teachers.score import Passage, passages, score_hidden
-
-KEPT_WINDOWS = 64
+from limbeck.teachers.score import Passage, score_hidden
 
 
 class LiveRows:
@@ -35,7 +33,6 @@ class LiveRows:
         self.teacher, self.store, self.signal, self.context = teacher, store, signal, context
         self.head_VE = teacher.head_VE
         self.tokens_scored = 0
-        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
 
     @property
     def is_live(self) -> bool:
@@ -47,9 +44,10 @@ class LiveRows:
         """Nothing is read from disk."""
         return 0
 
+    @torch.no_grad()
     def rows(self, pieces: Sequence[Piece]) -> SignalRows:
         """The teacher's rows at every position of the pieces."""
-        hidden = [self._hidden(piece) for piece in self._scored(pieces)]
+        hidden = self._hidden(pieces)
         if isinstance(self.signal, DenseSignal):
             return DenseRows(torch.cat(hidden), self.head_VE, self.signal.temperature)
         signal = self.signal
@@ -60,31 +58,31 @@ class LiveRows:
             parts.append(select(logits_RV, signal, document_id=self.store.ids[piece.document], positions_T=positions_R))
         return concatenate(parts)
 
-    def _scored(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
-        """Let the teacher read the windows that these pieces need and that are not kept."""
-        wanted = {(piece.document, passage.window.first): passage for piece in pieces for passage in self._windows_of(piece)}
-        documents = sorted({document for document, _ in wanted})
+    def _hidden(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Hidden states of each piece's rows. Each window that the pieces touch is read once."""
+        needed = {(piece.document, window.first): window for piece in pieces for window in self._windows(piece)}
+        documents = sorted({document for document, _ in needed})
         place = {document: index for index, document in enumerate(documents)}
-        missing = [Passage(place[key[0]], passage.window) for key, passage in wanted.items() if key not in self._kept]
-        tokens = [self.store.document(document) for document in documents]
-        for passage, hidden_RE in score_hidden(self.teacher, tokens, missing):
-            self._kept[documents[passage.document], passage.window.first] = hidden_RE.clone()
+        work = [Passage(place[document], window) for (document, _), window in needed.items()]
+        read: dict[tuple[int, int], Tensor] = {}
+        for passage, hidden_RE in score_hidden(self.teacher, [self.store.document(document) for document in documents], work):
+            document = documents[passage.document]
+            if not bool(hidden_RE.isfinite().all()):
+                raise TeacherError(
+                    f"document {self.store.ids[document]}, from position {passage.window.first}: the hidden states of teacher "
+                    f"{self.teacher.files.name} are not finite; check its weights, or load it with teacher.dtype=float32"
+                )
+            read[document, passage.window.first] = hidden_RE
             self.tokens_scored += passage.window.stop - passage.window.start
-        for key in wanted:
-            self._kept.move_to_end(key)
-        while len(self._kept) > max(KEPT_WINDOWS, len(wanted)):
-            self._kept.popitem(last=False)
-        return pieces
+        return [torch.cat([_rows_of(piece, window, read) for window in self._windows(piece)]) for piece in pieces]
 
-    def _hidden(self, piece: Piece) -> Tensor:
-        parts = []
-        for passage in self._windows_of(piece):
-            first = passage.window.first
-            kept_RE = self._kept[piece.document, first]
-            parts.append(kept_RE[max(piece.start - first, 0) : piece.stop - first])
-        return torch.cat(parts)
+    def _windows(self, piece: Piece) -> list[Window]:
+        """The windows that hold rows of a piece."""
+        num_rows = int(self.store.lengths[piece.document]) - 1
+        every = windows(num_rows, window=self.context.window, overlap=self.context.overlap)
+        return [window for window in every if window.first < piece.stop and window.stop > piece.start]
 
-    def _windows_of(self, piece: Piece) -> list[Passage]:
-        length = int(self.store.offsets[piece.document + 1] - self.store.offsets[piece.document])
-        every = passages([length], context=self.context)
-        return [passage for passage in every if passage.window.first < piece.stop and passage.window.stop > piece.start]
+
+def _rows_of(piece: Piece, window: Window, read: dict[tuple[int, int], Tensor]) -> Tensor:
+    hidden_RE = read[piece.document, window.first]
+    return hidden_RE[max(piece.start - window.first, 0) : piece.stop - window.first]

@@ -18,8 +18,8 @@ from limbeck.data.windows import Window, windows
 from limbeck.spec.teacher import Context
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-HEAD_ROWS = {"cpu": 512, "cuda": 4096}
-"""Positions whose logits are held at once."""
+HEAD_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
+"""Logits that are held at once."""
 
 
 class Reader(Protocol):
@@ -76,7 +76,7 @@ def batches(work: Sequence[Passage], *, batch_tokens: int) -> list[list[Passage]
 @torch.no_grad()
 def score_hidden(reader: Reader, documents: Sequence[np.ndarray], work: Sequence[Passage]) -> Iterator[tuple[Passage, Tensor]]:
     """Hidden states [R, E] of the rows that each window keeps, group by group."""
-    for group in batches(work, batch_tokens=BATCH_TOKENS[reader.device.type]):
+    for group in batches(work, batch_tokens=BATCH_TOKENS.get(reader.device.type, 8192)):
         hidden_BTE = reader.hidden(padded(documents, group))
         for index, passage in enumerate(group):
             window = passage.window
@@ -88,13 +88,13 @@ def score_logits(
     reader: Reader, documents: Sequence[np.ndarray], work: Sequence[Passage]
 ) -> Iterator[tuple[Passage, int, Tensor]]:
     """Logits of a few hundred rows at a time: (window, position of the first row, logits [R, V])."""
-    rows_at_once = HEAD_ROWS[reader.device.type]
     if reader.head_VE is None:
         for passage in work:
             window = passage.window
             logits_TV = reader.logits(padded(documents, [passage]))[0, window.first - window.start :]
             yield passage, window.first, logits_TV
         return
+    rows_at_once = max(1, HEAD_ELEMENTS.get(reader.device.type, 2**25) // len(reader.head_VE))
     for passage, hidden_RE in score_hidden(reader, documents, work):
         for start in range(0, len(hidden_RE), rows_at_once):
             logits_RV = torch.nn.functional.linear(hidden_RE[start : start + rows_at_once], reader.head_VE)

@@ -28,7 +28,8 @@ def fraction(budget: Budget, costs: Costs) -> float:
 def fraction_during_next_step(budget: Budget, costs: Costs, *, step: Costs) -> float:
     """The share that will be spent in the middle of the next step, whose costs are `step` (its seconds: the mean so far).
 
-    Schedules are read there, so the first step of a warmup has a learning rate above zero and the last one is not wasted.
+    Schedules are read there, so the first step of a warmup has a learning rate above zero and the last one is not wasted. (Of a
+    budget in seconds nothing is known before the first step, whose rate is then zero.)
     """
     expected = replace(step, seconds=costs.seconds / costs.step if costs.step else 0.0)
     return (spent(budget, costs) + spent(budget, expected) / 2) / budget.amount

@@ -41,9 +41,11 @@ def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Opti
         state = torch.load(path, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (OSError, EOFError, RuntimeError, KeyError, ValueError, UnpicklingError) as error:
+        costs, computed_in = Costs(**state["costs"]), state["dtype"]
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, UnpicklingError) as error:
         found = type(error).__name__  # torch's own words run over many lines and advise to trust the file
         raise LimbeckError(f"{path} is damaged or of another student ({found}): remove it to start the run again") from error
-    if state["dtype"] != str(dtype):
-        raise LimbeckError(f"{path} was computed in {state['dtype']}, this run would use {dtype}: set precision in the recipe")
-    return Costs(**state["costs"])
+    if computed_in != str(dtype):
+        precision = computed_in.removeprefix("torch.")
+        raise LimbeckError(f"{path} was computed in {precision}, this run would use {dtype}: add precision={precision}")
+    return costs

@@ -14,7 +14,7 @@ import torch
 
 from limbeck.compute import autocast
 from limbeck.data.loader import Batch
-from limbeck.errors import LimbeckError
+from limbeck.errors import DivergedError, LimbeckError
 from limbeck.objectives.objective import LossOutput, objective_loss
 from limbeck.optim.adamw import build_optimizer
 from limbeck.optim.schedules import lr_factor
@@ -38,6 +38,8 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
     if checkpoint.is_file():
         costs = load_checkpoint(checkpoint, model=setup.student, optimizer=optimizer, dtype=setup.dtype)
         say(f"{recipe.name}: resuming at step {costs.step}")
+    if from_first(costs.step, setup.processes, setup.device) != costs.step:
+        raise LimbeckError(f"{path}: processes find different checkpoints; the run folder must be on a disk that all share")
     if writer is not None:
         writer.rewind(costs.step)
     saved_at = costs.seconds
@@ -54,11 +56,12 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
                 recipe.schedule, fraction_during_next_step(budget, costs, step=setup.step_costs)
             )
             logged = optimizer_step(setup, optimizer, batches, lr=lr)
-            before, costs = costs, _after(setup, costs, batches, seconds=time.perf_counter() - started)
-            if not math.isfinite(logged["loss_nats"]):
-                raise LimbeckError(
-                    f"{path}: the loss is not finite at step {costs.step}; lower optimizer.lr (the last checkpoint is kept)"
+            if not math.isfinite(logged["loss_nats"] + logged["grad_norm"]):
+                raise DivergedError(
+                    f"{path}: loss or gradient is not finite at step {costs.step + 1}; try a lower optimizer.lr under another "
+                    "name (the checkpoint before it is kept)"
                 )
+            before, costs = costs, _after(setup, costs, batches, seconds=time.perf_counter() - started)
             last = fraction(budget, costs) >= 1
             stopping = any_says(interrupt.asked, setup.processes, setup.device)
             if writer is not None:
@@ -75,7 +78,10 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
 
 
 def optimizer_step(setup: Setup, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], *, lr: float) -> dict[str, float]:
-    """One step on this process's micro-batches. Returns what is logged, summed over all processes."""
+    """One step on this process's micro-batches. Returns what is logged, summed over all processes.
+
+    Where loss or gradient is not finite, the student is left as it was.
+    """
     optimizer.zero_grad(set_to_none=True)
     outputs = []
     for batch in batches:
@@ -85,13 +91,14 @@ def optimizer_step(setup: Setup, optimizer: torch.optim.Optimizer, batches: Sequ
     sum_gradients(setup.student, setup.processes)
     clip = setup.recipe.optimizer.clip_norm
     grad_norm = torch.nn.utils.clip_grad_norm_(setup.student.parameters(), clip if clip is not None else math.inf)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
     names = ["loss_nats", *outputs[0].per_term]
     values = torch.stack([torch.stack([output.loss.detach(), *output.per_term.values()]) for output in outputs]).sum(0)
-    summed = sum_values(values, setup.processes).tolist()
-    return {**dict(zip(names, summed, strict=True)), "lr": lr, "grad_norm": float(grad_norm)}
+    logged = dict(zip(names, sum_values(values, setup.processes).tolist(), strict=True))
+    if math.isfinite(logged["loss_nats"] + float(grad_norm)):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    return {**logged, "lr": lr, "grad_norm": float(grad_norm)}
 
 
 def batch_loss(setup: Setup, batch: Batch) -> LossOutput:
@@ -121,15 +128,16 @@ def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: flo
     mine = [sum(batch.bytes_read for batch in batches), sum(batch.tokens_scored for batch in batches)]
     bytes_read, tokens_scored = sum_values(torch.tensor(mine, device=setup.device), processes).tolist()
     if setup.loader.source is not None and setup.loader.source.is_live:
-        teacher_flops = costs.teacher_flops + tokens_scored * setup.teacher_flops_per_token
+        scored = costs.teacher_flops + tokens_scored * setup.teacher_flops_per_scored_token
     else:  # a stored row is paid for once, however often it is read
-        teacher_flops = min(tokens, setup.rows_per_epoch) * setup.teacher_flops_per_token
+        rows = min(tokens, setup.rows_per_epoch)
+        scored = rows * setup.tokens_scored_per_row * setup.teacher_flops_per_scored_token
     return replace(
         costs,
         step=costs.step + 1,
         tokens=tokens,
         seconds=costs.seconds + from_first(seconds, processes, setup.device),
         student_flops=costs.student_flops + step.student_flops,
-        teacher_flops=teacher_flops,
+        teacher_flops=scored,
         bytes_read=costs.bytes_read + bytes_read,
     )

@@ -1,6 +1,7 @@
 """Measuring the student of a run on its held-out documents, and what the run leaves when it ends."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from limbeck.data.tokenizers import save_tokenizer
 from limbeck.evals.bits_per_byte import HeldOut, evaluate
 from limbeck.evals.student import StudentReader
-from limbeck.plan.accounting import student_parameters
+from limbeck.plan.accounting import TRAINING_OVER_FORWARD, student_parameters
 from limbeck.runs import Costs, RunWriter
 from limbeck.spec.teacher import Context
 from limbeck.students import hf
@@ -38,15 +39,17 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None
     heldout = measure(setup, last=True)
     writer.forget("eval", step=costs.step)  # of a run that was killed between here and its summary
     writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=heldout.kl_to_teacher_nats)
-    hf.save(
-        setup.student,
-        spec=recipe.student,
-        folder=path / "student",
-        max_positions=recipe.data.sequence_length,
-        bos_token_id=tokenizer.start_id,
-        eos_token_id=tokenizer.end_id,
-    )
-    save_tokenizer(tokenizer, path / "student")
+    with TemporaryDirectory() as tokenizer_folder:
+        save_tokenizer(tokenizer, Path(tokenizer_folder))
+        hf.save(
+            setup.student,
+            spec=recipe.student,
+            folder=path / "student",
+            max_positions=recipe.data.sequence_length,
+            tokenizer_folder=Path(tokenizer_folder),
+            bos_token_id=tokenizer.start_id,
+            eos_token_id=tokenizer.end_id,
+        )
     parameters = student_parameters(recipe.student, vocab_size=recipe.student.vocab_size)
     writer.finish(
         costs,
@@ -58,8 +61,8 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None
         heldout_documents=heldout.documents,
         bits_per_byte_by_document=list(zip(heldout.bytes_by_document, heldout.bits_by_document, strict=True)),
         parameters={"total": parameters.total, "embedding": parameters.embedding, "non_embedding": parameters.non_embedding},
-        student_flops_per_token=setup.step_costs.student_flops / setup.step_costs.tokens / 3,
-        teacher_flops_per_token=setup.teacher_flops_per_token,
+        student_flops_per_token=setup.step_costs.student_flops / setup.step_costs.tokens / TRAINING_OVER_FORWARD,
+        teacher_flops_per_token=setup.teacher_flops_per_scored_token,
         tokens_per_second=costs.tokens / costs.seconds,
         precision=str(setup.dtype).removeprefix("torch."),
         teacher=_teacher(setup),
@@ -74,5 +77,5 @@ def _teacher(setup: Setup) -> dict[str, Any] | None:
     return {
         "name": setup.reference.teacher,
         "bits_per_byte": setup.reference.bits_per_byte,
-        "flops_per_token": setup.teacher_flops_per_token or None,
+        "flops_per_token": setup.teacher_flops_per_scored_token or None,
     }

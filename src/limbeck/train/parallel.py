@@ -5,10 +5,14 @@ One process is the same code with world size 1. Start several with `torchrun`.
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+PATIENCE = timedelta(hours=12)
+"""How long the others wait while the first process converts, tokenises, or lets the teacher read the held-out documents."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,13 @@ def start_processes(device: torch.device) -> Processes:
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(0, 1)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=PATIENCE,
+            device_id=device if device.type == "cuda" else None,
+        )
     return Processes(dist.get_rank(), dist.get_world_size())
 
 

@@ -16,20 +16,21 @@ from limbeck.data.store_rows import StoreRows
 from limbeck.data.token_store import TokenStore, prepare
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import SpecError, StoreError
-from limbeck.evals.reference import Reference, teacher_reference
-from limbeck.plan.accounting import student_flops_per_token, teacher_flops_per_token
-from limbeck.plan.teachers import find
+from limbeck.evals.reference import Reference, reads_alike, teacher_reference
+from limbeck.progress import say
 from limbeck.runs import Costs
 from limbeck.signals.store import SignalStore
 from limbeck.spec.objective import needs_teacher
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
+from limbeck.spec.teacher import Context
 from limbeck.students.build import build
 from limbeck.students.olmo3 import Olmo3
 from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
-from limbeck.train.parallel import Processes, start_processes, wait_for_all
+from limbeck.train.accounts import step_costs, teacher_flops_per_scored_token, tokens_scored_per_row
+from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class Setup:
     dtype: torch.dtype
     reference: Reference | None
     step_costs: Costs
-    """Of one optimizer step, seconds left out; teacher_flops are those of a live teacher reading each token once."""
-    teacher_flops_per_token: float
+    """Of one optimizer step: tokens and student FLOPs."""
+    teacher_flops_per_scored_token: float
+    tokens_scored_per_row: float
     rows_per_epoch: int
 
     @property
@@ -98,10 +100,11 @@ def open_setup(recipe: Recipe) -> Setup:
     texts = _first_process_first(recipe, processes)
     if signals is not None:
         _check_store(signals, recipe, texts)
-    recipe = with_vocabulary(recipe, texts, signals)
-    assert recipe.student.vocab_size is not None
     teacher = load_teacher(recipe.teacher, device=device) if _is_live(recipe) and recipe.teacher is not None else None
     reference = _reference(recipe, texts, teacher, device=device, processes=processes)
+    width = _teacher_width(recipe, texts, signals=signals, teacher=teacher, reference=reference)
+    recipe = with_vocabulary(recipe, texts, teacher_width=int(from_first(width, processes, device)) or None)
+    assert recipe.student.vocab_size is not None
     stream = TokenStream(texts.train.lengths, sequence_length=recipe.data.sequence_length, seed=recipe.seed)
     sequences = recipe.batch.sequences
     if sequences % processes.world_size:
@@ -116,11 +119,7 @@ def open_setup(recipe: Recipe) -> Setup:
         world_size=processes.world_size,
         source=_row_source(recipe, texts, signals, teacher),
     )
-    tokens_per_step = sequences * recipe.data.sequence_length
-    student_flops = 3 * student_flops_per_token(
-        recipe.student, vocab_size=recipe.student.vocab_size, context=recipe.data.sequence_length
-    )
-    teacher_flops = _teacher_flops(recipe, texts)
+    context = recipe.teacher.context if recipe.teacher is not None else Context()
     return Setup(
         recipe=recipe,
         texts=texts,
@@ -128,26 +127,51 @@ def open_setup(recipe: Recipe) -> Setup:
         loader=loader,
         processes=processes,
         device=device,
-        dtype=pick_dtype(recipe.precision, device),
+        dtype=_agreed_dtype(recipe, processes, device),
         reference=reference,
-        step_costs=Costs(1, tokens_per_step, 0.0, student_flops * tokens_per_step, teacher_flops * tokens_per_step, 0),
-        teacher_flops_per_token=teacher_flops,
+        step_costs=step_costs(recipe, texts.train),
+        teacher_flops_per_scored_token=teacher_flops_per_scored_token(recipe, texts.train, texts.files),
+        tokens_scored_per_row=tokens_scored_per_row(texts.train, context=context),
         rows_per_epoch=stream.rows_per_epoch,
     )
 
 
-def with_vocabulary(recipe: Recipe, texts: Texts, signals: SignalStore | None) -> Recipe:
-    """The recipe with `student.vocab_size` filled in and checked: the teacher's width, or without one the tokenizer's size."""
-    teacher = signals.identity.vocab_size if signals is not None else None
-    if teacher is None and texts.files is not None:
-        teacher = (read_config(texts.files) or {}).get("vocab_size")
+def with_vocabulary(recipe: Recipe, texts: Texts, *, teacher_width: int | None) -> Recipe:
+    """The recipe with `student.vocab_size` filled in and checked: the teacher's logits, or without one the tokenizer's size.
+
+    A control takes the teacher's too, so that it is the same student; it must be the same where its KL is measured.
+    """
     asked = recipe.student.vocab_size
-    if asked is not None and teacher is not None and needs_teacher(recipe.objective) and asked != teacher:
-        raise SpecError(f"student.vocab_size={asked}, but the teacher's vocabulary is {teacher}: remove student.vocab_size")
-    size = asked or teacher or texts.tokenizer.size
+    if asked is not None and teacher_width is not None and asked != teacher_width:
+        raise SpecError(
+            f"student.vocab_size={asked}, but the teacher's vocabulary is {teacher_width}: remove student.vocab_size"
+        )
+    size = asked or teacher_width or texts.tokenizer.size
     if size < texts.tokenizer.size:
         raise SpecError(f"student.vocab_size={size} is smaller than the tokenizer's {texts.tokenizer.size} ids")
     return recipe.model_copy(update={"student": recipe.student.model_copy(update={"vocab_size": size})})
+
+
+def _teacher_width(
+    recipe: Recipe, texts: Texts, *, signals: SignalStore | None, teacher: Teacher | None, reference: Reference | None
+) -> int:
+    """The teacher's logits, from whatever is at hand of it; 0 where nothing is, or nothing compares student and teacher."""
+    if signals is not None:
+        return signals.identity.vocab_size
+    if teacher is not None:
+        return teacher.vocab_size
+    if reference is not None:
+        return len(reference.head_VE)
+    if texts.files is None or recipe.student.vocab_size is not None:
+        return 0
+    config = read_config(texts.files) or {}
+    return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
+
+
+def _agreed_dtype(recipe: Recipe, processes: Processes, device: torch.device) -> torch.dtype:
+    """The first process's choice: probes of several could differ."""
+    wide = pick_dtype(recipe.precision, device) == torch.float32 if processes.is_first else False
+    return torch.float32 if from_first(float(wide), processes, device) else torch.bfloat16
 
 
 def _first_process_first(recipe: Recipe, processes: Processes) -> Texts:
@@ -177,6 +201,10 @@ def _check_store(signals: SignalStore, recipe: Recipe, texts: Texts) -> None:
             f"{signals.path} was scored by {held['name']} (weights {held['weights']}), but the recipe's teacher is "
             f"{texts.files.name} (weights {weights}): name the store of this teacher, or write one with `limbeck cache write`"
         )
+    if recipe.teacher is not None and recipe.teacher.dtype not in ("auto", held["dtype"]):
+        raise StoreError(
+            f"{signals.path} was scored in {held['dtype']}, not in teacher.dtype={recipe.teacher.dtype}: name another store"
+        )
     missing = signals.missing_documents(texts.train.ids)
     if missing:
         raise StoreError(
@@ -202,18 +230,10 @@ def _row_source(recipe: Recipe, texts: Texts, signals: SignalStore | None, teach
 def _reference(
     recipe: Recipe, texts: Texts, teacher: Teacher | None, *, device: torch.device, processes: Processes
 ) -> Reference | None:
-    if recipe.teacher is None or not recipe.evaluation.kl_to_teacher or not processes.is_first:
+    """The teacher on the held-out documents, for the process that measures; None where it cannot be compared."""
+    if recipe.teacher is None or texts.files is None or not recipe.evaluation.kl_to_teacher or not processes.is_first:
+        return None
+    if recipe.data.tokenizer is not None and not reads_alike(texts.files, texts.heldout):
+        say(f"no KL to {texts.files.name}: its tokenizer is not data.tokenizer={recipe.data.tokenizer}")
         return None
     return teacher_reference(recipe.teacher, texts.heldout, device=device, teacher=teacher)
-
-
-def _teacher_flops(recipe: Recipe, texts: Texts) -> float:
-    """Forward FLOPs of the teacher per token, 0 where the objective does without."""
-    if not needs_teacher(recipe.objective) or recipe.teacher is None or texts.files is None:
-        return 0.0
-    config = read_config(texts.files) or find(texts.files.name)
-    if config is None:
-        return 0.0
-    lengths = texts.train.lengths
-    context = min(float((lengths.astype(float) ** 2).sum() / lengths.sum()), recipe.teacher.context.window)
-    return teacher_flops_per_token(config, context=int(context))

@@ -13,8 +13,9 @@ from limbeck.train.setup import open_setup
 def train(recipe: Recipe) -> Path:
     """Train a recipe to the end of its budget, continuing where an earlier call was stopped. Returns the run folder."""
     path = Path(recipe.run_path)
-    if is_finished(path):
+    if (path / "recipe.yaml").is_file():
         require_recipe(path, recipe)
+    if is_finished(path):
         return path
     setup = open_setup(recipe)
     writer = RunWriter(path, recipe=setup.recipe, device=str(setup.device)) if setup.processes.is_first else None
