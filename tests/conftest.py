@@ -1,5 +1,10 @@
 """A world small enough to run in a second: a random byte-level teacher, a handful of texts, a recipe for a tiny student."""
 
+import os
+
+# Many threads make tiny tensors slow, and much slower where cores are shared. Set before torch reads it, and inherited.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 from typing import Any
 

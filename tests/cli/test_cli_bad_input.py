@@ -110,9 +110,13 @@ def test_a_student_whose_vocabulary_is_not_the_teachers(limbeck: Command, recipe
     live = limbeck("train", recipe_file, "student.vocab_size=301", "signal.live=true")
     assert live.code == 2
     assert "student.vocab_size=301, but the teacher's vocabulary is 300" in live.complaint
-    alone = limbeck("train", recipe_file, *CE, "student.vocab_size=299")
+    measured = limbeck("train", recipe_file, *CE, "student.vocab_size=301")  # its KL to the teacher could not be
+    assert measured.code == 2
+    assert "student.vocab_size=301, but the teacher's vocabulary is 300" in measured.complaint
+    alone = limbeck("train", recipe_file, *CE, "student.vocab_size=299", "evaluation.kl_to_teacher=false")
     assert alone.code == 2
     assert "student.vocab_size=299 is smaller than the tokenizer's 300 ids" in alone.complaint
+    assert limbeck("train", recipe_file, *CE, "student.vocab_size=301", "evaluation.kl_to_teacher=false").code == 0
 
 
 def test_a_tokenizer_that_is_not_the_teachers(limbeck: Command, recipe_file: Path, store: Path, other_tokenizer: Path) -> None:
@@ -175,9 +179,9 @@ def test_a_store_that_is_damaged_while_training(limbeck: Command, recipe_file: P
         assert outcome.code == 1
         assert str(store) in outcome.complaint
     shard.write_bytes(content[:1000])
-    assert f"{shard} is damaged" in limbeck("train", recipe_file, f"store={store}").complaint
+    assert f"{shard} is damaged" in limbeck("train", recipe_file, f"store={store}", "budget.amount=20").complaint
     shard.unlink()
-    assert f"{shard} is missing" in limbeck("train", recipe_file, f"store={store}").complaint
+    assert f"{shard} is missing" in limbeck("train", recipe_file, f"store={store}", "budget.amount=20").complaint
     assert not (tmp_path / "out/runs/tiny/summary.json").exists()
 
 
@@ -262,13 +266,13 @@ def test_a_finished_run_is_neither_trained_over_nor_lost(limbeck: Command, recip
     assert files(tmp_path / "out") == before
 
 
-def disk_that_fills(after: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From the call number `after` on, nothing can be synced to the disk. Returns what frees it again."""
+def disk_that_fills(after: int, monkeypatch: pytest.MonkeyPatch, *, files: str = "") -> Callable[[], None]:
+    """After `after` calls no file whose name holds `files` can be synced to the disk. Returns what frees it again."""
     sync, calls = os.fsync, 0
 
     def full(descriptor: int) -> None:
         nonlocal calls
-        calls += 1
+        calls += files in os.readlink(f"/proc/self/fd/{descriptor}")
         if calls > after:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(descriptor)
@@ -379,7 +383,7 @@ def test_a_full_disk_while_training_keeps_what_is_there(
     recipe = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
     recipe_file.write_text(yaml.safe_dump({**recipe, "checkpoint": {"seconds": 1e-9}}), encoding="utf-8")
     run = tmp_path / "out/runs/ce"
-    free = disk_that_fills(3, monkeypatch)  # a checkpoint after every step: three fit
+    free = disk_that_fills(3, monkeypatch, files="checkpoint.pt")  # a checkpoint after every step: three fit
     outcome = limbeck("train", recipe_file, *CE)
     assert outcome.code == 1
     assert f"{run}/checkpoint.pt cannot be written" in outcome.complaint

@@ -250,7 +250,7 @@ def test_a_full_disk_keeps_finished_shards_and_leaves_no_half_file(tmp_path: Pat
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("limbeck.signals.manifest.os.fsync", full)
+    monkeypatch.setattr("limbeck.paths.os.fsync", full)
     with pytest.raises(StoreError, match=r"the disk is full: .*shard-00001.rows needs [\d,]+ bytes .*resume"):
         fill(writer)
     assert {file.name for file in tmp_path.iterdir()} == before

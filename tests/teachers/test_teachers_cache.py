@@ -198,25 +198,23 @@ def test_dense_rows_project_to_transformers_logits(teacher: Teacher, tokens: Tok
 def test_a_live_teacher_reads_a_window_once(teacher: Teacher, tokens: TokenStore) -> None:
     source = live(teacher, tokens, TOPK)
     longest = int(np.argmax(tokens.lengths))
-    source.rows([Piece(longest, 0, 10)])
+    source.rows([Piece(longest, 0, 10), Piece(longest, 10, 48)])
     assert source.tokens_scored == 48  # the first window, whole
-    source.rows([Piece(longest, 10, 48)])
-    assert source.tokens_scored == 48
     source.rows([Piece(longest, 48, 49)])
     assert source.tokens_scored == 96  # the second window: 16 positions again, 32 new ones
     assert source.bytes_read == 0
 
 
-def test_many_windows_at_once_stay_right(teacher: Teacher, tokens: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More windows in one step than are kept between steps."""
-    monkeypatch.setattr("limbeck.teachers.live.KEPT_WINDOWS", 2)
+def test_live_rows_depend_on_their_batch_alone(teacher: Teacher, tokens: TokenStore) -> None:
+    """Whatever was read before: so a resumed run sees the very rows, bit for bit, that it would have seen."""
     everything: Sequence[Piece] = [Piece(index, 0, int(length) - 1) for index, length in enumerate(tokens.lengths)]
-    source = live(teacher, tokens, TOPK)
-    first = source.rows(everything)
-    again = source.rows(everything[:1])
-    assert isinstance(first, TopKRows)
+    used, fresh = live(teacher, tokens, TOPK), live(teacher, tokens, TOPK)
+    used.rows(everything)
+    again, alone = used.rows(everything[:3]), fresh.rows(everything[:3])
     assert isinstance(again, TopKRows)
-    torch.testing.assert_close(again.log_probs_TK, first.log_probs_TK[: len(again.ids_TK)], rtol=1e-5, atol=1e-5)
+    assert isinstance(alone, TopKRows)
+    assert again.log_probs_TK.equal(alone.log_probs_TK)
+    assert again.ids_TK.equal(alone.ids_TK)
 
 
 def test_a_teacher_without_a_plain_head_cannot_teach_live(teacher: Teacher, tokens: TokenStore) -> None:

@@ -83,7 +83,7 @@ def only_checkpoint_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 TOPK = {"signal": {"kind": "topk", "k": 20}, "objective": {"kind": "forward_kl"}}
 SAMPLED = {"signal": {"kind": "sampled", "draws": 10}, "objective": {"kind": "forward_kl"}}
 CE = {"objective": {"kind": "ce"}}
-LIVE = {"signal": {"kind": "sampled", "draws": 10, "live": True}, "objective": {"kind": "forward_kl"}}
+LIVE = {"signal": {"kind": "dense"}, "objective": {"kind": "forward_kl"}}
 STEPS, TOKENS = {"kind": "steps", "amount": 8}, {"kind": "tokens", "amount": 1000}
 
 
@@ -109,8 +109,7 @@ def test_a_killed_run_continues_bit_for_bit(
     assert [record["step"] for record in open_run(path).events("train")] == [1, 2, 3, 4, 5, 6]
     assert [record["step"] for record in open_run(path).events("eval")] == [2, 4, 6]
     assert train(hurt) == path
-    # A live teacher has to read again what it had read ahead of the kill: an honest cost, and the only difference.
-    require_same(path, undisturbed, without={"seconds", "teacher_flops"} if arm is LIVE else {"seconds"})
+    require_same(path, undisturbed, without={"seconds"})
 
 
 def test_a_kill_before_the_first_checkpoint_starts_again(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +293,9 @@ def test_another_precision_is_refused(values: dict[str, Any], monkeypatch: pytes
     values["precision"] = "auto"
     path = interrupted_run(values, monkeypatch)
     monkeypatch.setattr("limbeck.compute._bfloat16_is_faster", lambda device: True)
-    with pytest.raises(LimbeckError, match=r"computed in torch\.float32, this run would use torch\.bfloat16") as caught:
+    with pytest.raises(
+        LimbeckError, match=r"computed in float32, this run would use torch\.bfloat16: add precision=float32"
+    ) as caught:
         train(recipe_of(values, **CE))
     assert str(path) in str(caught.value)
 
