@@ -1,15 +1,18 @@
 """Seconds of scoring documents (hidden states, head, selection, encoding) over the teacher's bare forward on the same windows.
 
-The bare forward is transformers' `model(input_ids).logits` on the same padded batches, its logits thrown away. The two take
-turns. Also prints the size of each signal: bytes per token and per distinct stored id, everything on disk counted.
+The bare forward is transformers' `model(input_ids).logits` on the same padded batches, its logits thrown away. They take
+turns, bare forwards before and after each scoring, whose mean counts. Keep `--tokens` below one shard (16,384): then both see
+the same batches. Also prints the size of each signal: bytes per token and per distinct stored id, everything on disk counted.
 
-    python benchmarks/scoring.py --tokens 20000
+    python benchmarks/scoring.py --tokens 8000 --repeats 5
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,11 +33,18 @@ SIGNALS: dict[str, StoredSignal] = {
 }
 
 
+def seconds_of(work: Callable[[], None]) -> float:
+    """Wall-clock seconds of a call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 def main() -> None:
     """Print the ratio of scoring to the bare forward for each signal and for two at once, then the sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=12_000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=8_000)
+    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     recipe = load_recipe("quickstart", {"data.train.sample_tokens": arguments.tokens})
     assert recipe.teacher is not None
@@ -54,18 +64,17 @@ def main() -> None:
     speeds: list[float] = []
     facts = {}
     bare()
+    before = seconds_of(bare)
     for _ in range(arguments.repeats):
         for name, signals in chosen.items():
-            started = time.perf_counter()
-            bare()
-            forward = time.perf_counter() - started
-            speeds.append(texts.train.num_rows / forward)
             with tempfile.TemporaryDirectory() as folder:
                 paths = {Path(folder) / each: signal for each, signal in signals.items()}
-                started = time.perf_counter()
-                write_stores(teacher, texts.train, paths, context=context)
-                ratios[name].append((time.perf_counter() - started) / forward)
+                scoring = seconds_of(partial(write_stores, teacher, texts.train, paths, context=context))
                 facts.update({path.name: info(path) for path in paths})
+            after = seconds_of(bare)
+            ratios[name].append(2 * scoring / (before + after))
+            speeds.append(texts.train.num_rows / after)
+            before = after
     print(f"{texts.train.num_rows:,} rows, bare forward {statistics.median(speeds):,.0f} tokens/s ({teacher.dtype})")
     print(f"{'signal':<22} {'scoring / bare forward: median':>30} {'all':>24}")
     for name, taken in ratios.items():

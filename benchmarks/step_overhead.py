@@ -1,7 +1,8 @@
 """Seconds of a cached-KD step over a plain cross-entropy step of the same student, reading the store included.
 
-Arms take turns, one step each, on the same batches, so that a machine whose speed drifts slows them alike. Every step of a KD
-arm begins with its store evicted from the page cache (`posix_fadvise`), so each read is a cold one. The study's stores must be
+Arms take turns, one step each, on the same batches, so that a machine whose speed drifts slows them alike; the order turns from
+step to step. A step of a KD arm reads its rows inside the timed step, not ahead in a thread as training does, and from a store
+that has just been unmapped and evicted from the page cache (`posix_fadvise`): it is the worst case. The study's stores must be
 there:
 
     limbeck quickstart && python benchmarks/step_overhead.py --output out/quickstart
@@ -11,20 +12,20 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
-from limbeck.data.loader import Batch
+from limbeck.data.store_rows import StoreRows
 from limbeck.optim.adamw import build_optimizer
+from limbeck.signals.store import SignalStore
 from limbeck.spec.load import load_study
 from limbeck.study.expand import expand
 from limbeck.train.loop import optimizer_step
 from limbeck.train.setup import Setup, open_setup
 
 
-def evict(store: Path) -> None:
-    """Drop a store's files from the page cache."""
-    for path in store.glob("*"):
+def evict(signals: SignalStore) -> None:
+    """Unmap a store's shards and drop them from the page cache."""
+    signals.unmap()
+    for path in signals.path.glob("*"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -42,16 +43,16 @@ def main() -> None:
     study = load_study("quickstart")
     recipes = expand(study, output=arguments.output, overrides={"evaluation.kl_to_teacher": False})
     setups: dict[str, Setup] = {arm: open_setup(recipe) for arm, recipe in recipes.items()}
-    stores = {arm: Path(recipe.store_path) for arm, recipe in recipes.items() if recipe.uses_store}
     optimizers = {arm: build_optimizer(setup.recipe.optimizer, setup.student) for arm, setup in setups.items()}
-    batches: dict[str, Iterator[list[Batch]]] = {arm: setup.loader.steps(0) for arm, setup in setups.items()}
     seconds: dict[str, list[float]] = {arm: [] for arm in setups}
+    arms = list(setups)
     for step in range(arguments.steps + 2):
-        for arm, setup in setups.items():
-            if arm in stores:
-                evict(stores[arm])
+        for arm in arms[step % len(arms) :] + arms[: step % len(arms)]:
+            setup = setups[arm]
+            if isinstance(setup.loader.source, StoreRows):
+                evict(setup.loader.source.signals)
             started = time.perf_counter()
-            optimizer_step(setup, optimizers[arm], next(batches[arm]), lr=1e-4)
+            optimizer_step(setup, optimizers[arm], setup.loader.step(step), lr=1e-4)
             if step >= 2:
                 seconds[arm].append(time.perf_counter() - started)
     control = seconds[study.control]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 15.0
+_STDERR = Console(stderr=True)  # one for all bars: a bar inside another's time is then drawn below it
 
 
 def is_first_process() -> bool:
@@ -33,7 +34,7 @@ def progress(title: str, *, total: float, done: float = 0) -> Iterator[Advance]:
     if sys.stderr.isatty():
         note_column = TextColumn("{task.fields[note]}")
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), note_column)
-        with Progress(*columns, console=Console(stderr=True)) as bars:
+        with Progress(*columns, console=_STDERR) as bars:
             task = bars.add_task(title, total=total, note="")
             bars.update(task, completed=done)
             yield lambda amount, note="": bars.update(task, advance=amount, note=note)

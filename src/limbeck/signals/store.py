@@ -82,6 +82,10 @@ class SignalStore:
         """Rows of a document: one fewer than its tokens."""
         return self._place(document_id).num_rows
 
+    def unmap(self) -> None:
+        """Let go of the shards' memory maps; they are made again when rows are asked for."""
+        self._maps.clear()
+
     def check_can_serve(
         self, signal: Signal, *, tokenizer: str, vocab_size: int | None = None, context: Mapping[str, Any] | None = None
     ) -> None:

@@ -87,18 +87,23 @@ def score_hidden(reader: Reader, documents: Sequence[np.ndarray], work: Sequence
 def score_logits(
     reader: Reader, documents: Sequence[np.ndarray], work: Sequence[Passage]
 ) -> Iterator[tuple[Passage, int, Tensor]]:
-    """Logits of a few hundred rows at a time: (window, position of the first row, logits [R, V])."""
+    """Logits of a few hundred rows at a time: (window, position of the first row, logits [R, V]).
+
+    The logits are valid until the next ones are asked for: they share a buffer, since fresh ones of this size cost page faults.
+    """
     if reader.head_VE is None:
         for passage in work:
             window = passage.window
             logits_TV = reader.logits(padded(documents, [passage]))[0, window.first - window.start :]
             yield passage, window.first, logits_TV
         return
-    rows_at_once = max(1, HEAD_ELEMENTS.get(reader.device.type, 2**25) // len(reader.head_VE))
+    head_VE = reader.head_VE
+    rows_at_once = max(1, HEAD_ELEMENTS.get(reader.device.type, 2**25) // len(head_VE))
+    buffer_RV = torch.empty(rows_at_once, len(head_VE), dtype=head_VE.dtype, device=head_VE.device)
     for passage, hidden_RE in score_hidden(reader, documents, work):
         for start in range(0, len(hidden_RE), rows_at_once):
-            logits_RV = torch.nn.functional.linear(hidden_RE[start : start + rows_at_once], reader.head_VE)
-            yield passage, passage.window.first + start, logits_RV
+            rows_RE = hidden_RE[start : start + rows_at_once]
+            yield passage, passage.window.first + start, torch.mm(rows_RE, head_VE.T, out=buffer_RV[: len(rows_RE)])
 
 
 def padded(documents: Sequence[np.ndarray], group: Sequence[Passage]) -> Tensor:
