@@ -149,7 +149,7 @@ def _head_dims(config: Mapping[str, Any]) -> tuple[int, int]:
 def _experts(config: Mapping[str, Any]) -> int:
     match config["model_type"]:
         case "qwen3_moe":
-            return _size(config, "num_experts")
+            return config.get("num_local_experts") or _size(config, "num_experts")  # transformers has renamed it
         case "gpt_oss":
             return _size(config, "num_local_experts")
         case _:

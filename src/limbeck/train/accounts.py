@@ -48,8 +48,8 @@ def teacher_flops_per_scored_token(recipe: Recipe, train: TokenStore, files: Tea
     try:
         if config is not None:
             return teacher_flops_per_token(config, context=mean_context(train.lengths, longest=recipe.teacher.context.window))
-    except TeacherError:
-        pass  # a type whose sizes we cannot read
+    except TeacherError as error:
+        say(f"{files.name}: FLOPs counted from its stored parameters ({error})")
     parameters = stored_parameters(files)
     if parameters is None:
         say(f"{files.name}: neither its configuration nor its weights are here, so its FLOPs are counted as 0")

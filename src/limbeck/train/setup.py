@@ -164,6 +164,8 @@ def _teacher_width(
         return len(reference.head_VE)
     if texts.files is None or recipe.student.vocab_size is not None:
         return 0
+    if recipe.data.tokenizer is not None and not reads_alike(texts.files, texts.train):
+        return 0
     config = read_config(texts.files) or {}
     return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
 
