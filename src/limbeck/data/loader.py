@@ -58,11 +58,6 @@ class Batch:
     bytes_read: int = 0
     tokens_scored: int = 0
 
-    @property
-    def num_targets(self) -> int:
-        """Positions that are trained on: all of them."""
-        return self.tokens_BT.numel()
-
 
 class Loader:
     """Makes the micro-batches of each step, ahead of time where no teacher runs."""
