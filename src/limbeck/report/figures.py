@@ -1,40 +1,22 @@
 """The figures of the report as PNG bytes: curves of every arm, and the final differences to the control with their intervals.
 
-The control is black and thick; the others take the colours of Okabe & Ito (2008), which colour-blind readers can tell apart,
-each with its own marker. The four figures of bits per byte share one vertical axis. Matplotlib's object interface is used,
-which draws without a display and leaves no global state behind.
+The control is black and thick; the others take their looks from `limbeck.drawing`. The four figures of bits per byte share
+one vertical axis.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, ScalarFormatter
 
+from limbeck import drawing
+from limbeck.drawing import COLOURS, MARKERS
 from limbeck.report.arms import Arm, Axis, Curve, difference, finite
 from limbeck.report.statistics import moving_mean
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("s", "^", "D", "v", "P", "X")
-_STYLE = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#888888",
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-}
-_DPI = 200
 _ROOM_INSIDE = 5
 _SHORT = 28
 """Characters of a label of which two fit side by side."""
@@ -66,8 +48,8 @@ def looks(arms: Sequence[Arm], control: Arm) -> dict[str, Look]:
     result: dict[str, Look] = {}
     others = [arm for arm in arms if arm is not control]
     for number, arm in enumerate(others):
-        line = ("-" if number < len(_COLOURS) else ":") if arm.finished else "--"
-        result[arm.name] = Look(_COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)], line, 1.6)
+        line = ("-" if number < len(COLOURS) else ":") if arm.finished else "--"
+        result[arm.name] = Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], line, 1.6)
     result[control.name] = Look("#000000", "o", "-" if control.finished else "--", 2.4)
     return result
 
@@ -243,10 +225,5 @@ def draw_training(arms: Sequence[Arm], *, control: Arm) -> Drawn | None:
 
 
 def render(draw: Callable[[Axes], None], *, size: tuple[float, float] = (6.0, 4.2)) -> bytes:
-    """One pair of axes, drawn by `draw`, as PNG; the same input gives the same bytes."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    """One pair of axes, drawn by `draw`, as PNG."""
+    return drawing.render(lambda figure: draw(figure.add_subplot()), size=size)
