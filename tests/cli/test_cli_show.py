@@ -41,9 +41,11 @@ def test_teacher_flops_are_those_of_olmo_3_7b(nano: dict[str, Any]) -> None:
 
 
 def test_hours_are_flops_over_what_the_device_sustains(limbeck: Callable[..., Any], nano: dict[str, Any]) -> None:
-    slow = json.loads(limbeck("show", "nano", "--flops-per-second", "1e14", "--json").out)
-    assert slow["hours"] == pytest.approx((nano["student_flops"] + nano["teacher_flops"]) / 1e14 / 3600)
-    assert limbeck("show", "nano", "--flops-per-second", "0").code == 2
+    flops = nano["student_flops"] + nano["teacher_flops"]
+    assert nano["hours"] == pytest.approx(flops / (0.4 * 989.4e12) / 3600)  # 40 % of an H100
+    slow = json.loads(limbeck("show", "nano", "--device", "1e14", "--utilisation", "0.5", "--devices", "2", "--json").out)
+    assert slow["hours"] == pytest.approx(flops / 1e14 / 3600)
+    assert limbeck("show", "nano", "--device", "0").code == 1
 
 
 def test_an_override_changes_what_is_shown(limbeck: Callable[..., Any], nano: dict[str, Any]) -> None:
@@ -110,4 +112,4 @@ def test_list_names_what_recipes_choose_from(limbeck: Callable[..., Any]) -> Non
     assert all(load_recipe(name).name == name for name in listed["recipes"])
     assert listed["kinds"]["signal"] == ["topk", "sampled", "hard", "dense"]
     text = limbeck("list").out
-    assert "recipes: nano, quickstart" in text
+    assert "recipes: laws, nano, quickstart" in text

@@ -1,48 +1,59 @@
 """`limbeck show RECIPE`: a recipe resolved and priced."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 import yaml
 
-from limbeck.cli.arguments import Json, Overrides, RecipeName
+from limbeck.cli.arguments import (
+    DEFAULT_DEVICE,
+    DEFAULT_UTILISATION,
+    DeviceCount,
+    DeviceName,
+    Json,
+    Overrides,
+    RecipeName,
+    Utilisation,
+)
 from limbeck.cli.output import emit, human
 from limbeck.errors import SpecError
+from limbeck.plan.devices import find_device, sustained_flops_per_second
 from limbeck.plan.price import Price, price
 from limbeck.plan.teachers import find
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.teacher import HuggingFaceTeacher
 
-FLOPS_PER_SECOND = 4e14
-"""About 40 % of an H100's dense bfloat16 peak."""
-
 
 def show(
     recipe: RecipeName,
     overrides: Overrides = None,
-    flops_per_second: Annotated[float, typer.Option(min=1, help="Sustained by the device, for the hours.")] = FLOPS_PER_SECOND,
+    device: DeviceName = DEFAULT_DEVICE,
+    devices: DeviceCount = 1,
+    utilisation: Utilisation = DEFAULT_UTILISATION,
     as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs, bytes and hours of a recipe, without running or downloading anything."""
-    show_recipe(load_recipe(recipe, parse_overrides(overrides or [])), flops_per_second=flops_per_second, as_json=as_json)
+    speed = sustained_flops_per_second(find_device(device), utilisation=utilisation, count=devices)
+    show_recipe(load_recipe(recipe, parse_overrides(overrides or [])), flops_per_second=speed, as_json=as_json)
 
 
-def show_recipe(recipe: Recipe, *, flops_per_second: float = FLOPS_PER_SECOND, as_json: bool) -> None:
-    """Print what a recipe is and costs."""
-    config = _teacher_config(recipe)
+def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_json: bool) -> None:
+    """Print what a recipe is and costs; hours at `flops_per_second`, by default those of the default device."""
+    speed = flops_per_second or sustained_flops_per_second(find_device(DEFAULT_DEVICE), utilisation=DEFAULT_UTILISATION)
+    config = teacher_config(recipe)
     vocab_size = recipe.student.vocab_size or (config or {}).get("vocab_size")
     if vocab_size is None:
         raise SpecError(
             f"{recipe.name}: student.vocab_size is not set and the teacher's configuration is not on this machine: set it"
         )
-    cost = price(recipe, vocab_size=vocab_size, teacher=config, flops_per_second=flops_per_second)
-    values = {**asdict(cost), "flops_per_second": flops_per_second, "recipe": recipe.model_dump(mode="json")}
-    emit(values, as_json=as_json, lines=_lines(recipe, cost, flops_per_second))
+    cost = price(recipe, vocab_size=vocab_size, teacher=config, flops_per_second=speed)
+    values = {**asdict(cost), "flops_per_second": speed, "recipe": recipe.model_dump(mode="json")}
+    emit(values, as_json=as_json, lines=_lines(recipe, cost, speed))
 
 
-def _teacher_config(recipe: Recipe) -> dict[str, Any] | None:
+def teacher_config(recipe: Recipe) -> dict[str, Any] | None:
+    """The teacher's config.json or catalogue entry; None where there is no teacher, or it isn't on this machine."""
     if recipe.teacher is None:
         return None
     name = recipe.teacher.model if isinstance(recipe.teacher, HuggingFaceTeacher) else recipe.teacher.slug

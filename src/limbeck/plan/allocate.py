@@ -7,6 +7,7 @@ per token; a teacher of any size is one of the fixed-aspect-ratio family.
 The budget fixes D_S once the teacher is chosen, which leaves its size and its tokens; both are searched within `Bounds`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,14 @@ from numpy.typing import ArrayLike
 
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.plan.accounting import TRAINING_OVER_FORWARD
-from limbeck.plan.family import flops_per_token, short
+from limbeck.plan.family import CONTEXT, flops_per_token, short
 from limbeck.plan.laws import PUBLISHED, Array, DistillationLaw, Laws, Range, Supervised, loss_of
 from limbeck.plan.minimise import minimise
 
 _TOO_FEW = 0.5
 """Tokens of a student for whom the budget leaves none: less than one, and a logarithm."""
+_NEAR_SIZE, _NEAR_LOSS = 1.0, 0.02
+"""How far around the best of the grid a better teacher is looked for: a factor e of its size, 2 % of its loss."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Size:
     name: str
     params: float
     flops_per_token: float
+    context: float = CONTEXT
+    """Tokens that attention reaches over, where a real teacher reads beside it."""
+    vocab_size: int | None = None
+    """None: a size of the family, whatever its tokenizer."""
 
     @classmethod
     def of_family(cls, params: float) -> "Size":
@@ -145,6 +152,7 @@ def distilled(
     best = minimise(log_loss, [_logs(bounds.teacher_params), _logs(bounds.teacher_tokens)], points=(41, 61))
     if best is None:
         raise SpecError(f"{flops:.3g} FLOPs leave no token to {student.name} after the smallest teacher: raise --flops")
+    best = _along_the_valley(log_loss, best, laws=laws, bounds=bounds)
     teacher_params, teacher_tokens = np.exp(best)
     tokens = float(np.exp(log_tokens(*best)))
     per_token = float(flops_per_token(teacher_params))
@@ -160,6 +168,32 @@ def distilled(
             teacher_pretraining=float(scenario.pretraining * TRAINING_OVER_FORWARD * per_token * teacher_tokens),
         ),
     )
+
+
+def _along_the_valley(
+    log_loss: Callable[[Array, Array], Array], best: tuple[float, ...], *, laws: Laws, bounds: Bounds
+) -> tuple[float, float]:
+    """A better (log N_T, log D_T) near `best`.
+
+    Teachers of nearly equal loss are a narrow diagonal valley in size and tokens, along which a small square grid creeps. In
+    size and loss it runs along an axis.
+    """
+    least_tokens, most_tokens = _logs(bounds.teacher_tokens)
+
+    def log_tokens(log_params: Array, log_teacher_loss: Array) -> Array:
+        return np.clip(laws.supervised.log_tokens(log_params, log_teacher_loss), least_tokens, most_tokens)
+
+    smallest, largest = _logs(bounds.teacher_params)
+    middle = float(laws.supervised.log_loss(*best))
+    box = [
+        (max(best[0] - _NEAR_SIZE, smallest), min(best[0] + _NEAR_SIZE, largest)),
+        (middle - _NEAR_LOSS, middle + _NEAR_LOSS),
+    ]
+    found = minimise(lambda params, loss: log_loss(params, log_tokens(params, loss)), box, points=(15, 15))
+    if found is None:
+        return best[0], best[1]
+    better = (found[0], float(log_tokens(np.asarray(found[0]), np.asarray(found[1]))))
+    return min((better, (best[0], best[1])), key=lambda place: float(log_loss(np.asarray(place[0]), np.asarray(place[1]))))
 
 
 def _best_case(student: Size, *, flops: float, laws: Laws, bounds: Bounds) -> Distilled:

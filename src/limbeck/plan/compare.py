@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from limbeck.errors import SpecError
-from limbeck.plan.allocate import SCENARIOS, Alone, Bounds, Distilled, Scenario, Size, alone, distilled
+from limbeck.plan.allocate import SCENARIOS, Alone, Bounds, Distilled, Scenario, Size, alone, distillation_of, distilled
 from limbeck.plan.laws import PUBLISHED, Laws
 
 MOST_FLOPS = 1e30
-_PER_DECADE = 4
+_PER_DECADE = 2
 _BISECTIONS = 26
 """Fifteen decades halved so often are 2e-7 decades."""
 
@@ -54,6 +54,7 @@ class Efficiency:
 
 def crossover(student: Size, scenario: Scenario, *, laws: Laws = PUBLISHED, bounds: Bounds | None = None) -> Crossover | None:
     """Where training alone overtakes `scenario` for good; None where it leads from the start, or not within 1e30 FLOPs."""
+    distillation_of(laws)
 
     def wins(log_flops: float) -> bool:
         best = _best_or_none(student, float(np.exp(log_flops)), scenario, laws, bounds)
@@ -61,16 +62,17 @@ def crossover(student: Size, scenario: Scenario, *, laws: Laws = PUBLISHED, boun
 
     low, high = np.log(_least_flops(student)), np.log(MOST_FLOPS)
     grid = np.linspace(low, high, int((high - low) / np.log(10) * _PER_DECADE) + 2)
-    winning = [index for index, log_flops in enumerate(grid) if wins(float(log_flops))]
-    if not winning or winning[-1] == len(grid) - 1:
+    last = next((index for index in reversed(range(len(grid))) if wins(float(grid[index]))), None)
+    if last is None or last == len(grid) - 1:
         return None
-    flops = np.exp(_bisect(lambda log_flops: not wins(log_flops), float(grid[winning[-1]]), float(grid[winning[-1] + 1])))
+    flops = np.exp(_bisect(lambda log_flops: not wins(log_flops), float(grid[last]), float(grid[last + 1])))
     best = distilled(student, flops=float(flops), scenario=scenario, laws=laws, bounds=bounds)
     return Crossover(float(flops), best.loss_nats, alone(student, flops=float(flops), laws=laws).student_tokens, best)
 
 
 def efficiency(student: Size, *, loss_nats: float, laws: Laws = PUBLISHED, bounds: Bounds | None = None) -> Efficiency:
     """Compute and tokens that reach a loss, by training alone and by distillation in each scenario."""
+    distillation_of(laws)
 
     def by(scenario: Scenario) -> Cost | None:
         return _cost(student, loss_nats, lambda flops: _best_or_none(student, flops, scenario, laws, bounds))

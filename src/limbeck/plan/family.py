@@ -98,7 +98,9 @@ def nearest_member(params: float) -> Member:
 
 
 def short(amount: float) -> str:
-    """Three digits and a letter: 197,900,000 is '198M'."""
+    """Three digits and a letter: 197,900,000 is '198M'; a power of ten beyond a quadrillion."""
+    if amount >= 1e15:
+        return f"{amount:.3g}"
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if amount >= 0.9995 * size:
             return f"{amount / size:.3g}{letter}"

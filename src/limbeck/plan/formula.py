@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,16 @@ import numpy as np
 from limbeck.errors import SpecError
 from limbeck.spec.base import nearest
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "log": np.log,
-    "log10": np.log10,
-    "exp": np.exp,
-    "sqrt": np.sqrt,
-    "abs": np.abs,
-    "minimum": np.minimum,
-    "maximum": np.maximum,
+FUNCTIONS: dict[str, tuple[Callable[..., Any], int]] = {
+    "log": (np.log, 1),
+    "log10": (np.log10, 1),
+    "exp": (np.exp, 1),
+    "sqrt": (np.sqrt, 1),
+    "abs": (np.abs, 1),
+    "minimum": (np.minimum, 2),
+    "maximum": (np.maximum, 2),
 }
+"""Each with the number of its arguments."""
 _ARITHMETIC: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -57,11 +59,14 @@ class Formula:
     _quoted: Mapping[str, str]
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
-        """The formula's value for numbers or arrays; `SpecError` for a name without one."""
+        """The formula's value for numbers or arrays; `SpecError` for a name without one, and for arithmetic with text."""
         missing = sorted(self.names - values.keys())
         if missing:
             raise SpecError(f"{self.text!r} needs {missing[0]!r}, which is not known{nearest(missing[0], sorted(values))}")
-        return self._value(self._tree, values)
+        try:
+            return self._value(self._tree, values)
+        except TypeError:
+            raise SpecError(f"{self.text!r} calculates with text: use == and != for it, and numbers elsewhere") from None
 
     def _value(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
         match node:
@@ -75,14 +80,13 @@ class Formula:
                 return _ARITHMETIC[type(op)](_number(self._value(left, values)), _number(self._value(right, values)))
             case ast.Compare(left=left, ops=ops, comparators=comparators):
                 sides = [self._value(side, values) for side in (left, *comparators)]
-                return np.logical_and.reduce(
-                    [_COMPARISONS[type(op)](a, b) for op, a, b in zip(ops, sides, sides[1:], strict=False)]
-                )
+                pairs = zip(ops, sides, sides[1:], strict=False)
+                return reduce(np.logical_and, [_COMPARISONS[type(op)](left, right) for op, left, right in pairs])
             case ast.BoolOp(op=op, values=parts):
                 join = np.logical_and if isinstance(op, ast.And) else np.logical_or
-                return join.reduce([self._value(part, values) for part in parts])
+                return reduce(join, [self._value(part, values) for part in parts])
             case ast.Call(func=ast.Name(id=name), args=args):
-                return FUNCTIONS[name](*(self._value(arg, values) for arg in args))
+                return FUNCTIONS[name][0](*(self._value(arg, values) for arg in args))
         raise AssertionError(f"`parse` let {ast.dump(node)} through")
 
 
@@ -116,6 +120,8 @@ def _names(node: ast.expr, text: str) -> set[str]:
             return set().union(*(_names(part, text) for part in (left, *comparators)))
         case ast.BoolOp(values=parts):
             return set().union(*(_names(part, text) for part in parts))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS and len(args) != FUNCTIONS[name][1]:
+            raise SpecError(f"{text!r}: {name} takes {FUNCTIONS[name][1]} arguments, not {len(args)}")
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
             return set().union(*(_names(arg, text) for arg in args))
         case ast.Call(func=ast.Name(id=name)):
@@ -124,5 +130,7 @@ def _names(node: ast.expr, text: str) -> set[str]:
 
 
 def _number(value: Any) -> Any:
-    # Whole numbers as floats: 10**-2 and 2**2000 are errors or surprises among NumPy's integers.
-    return float(value) if isinstance(value, int) else value
+    # Whole numbers as floats: among NumPy's integers 10**-2 is an error, and 6 N D of a large model wraps around.
+    if isinstance(value, int):
+        return float(value)
+    return value.astype(np.float64) if isinstance(value, np.ndarray) and value.dtype.kind in "iu" else value

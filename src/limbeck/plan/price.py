@@ -12,13 +12,10 @@ from limbeck.plan.accounting import (
     teacher_flops_per_token,
     training_bytes,
 )
+from limbeck.plan.storage import store_bytes_per_token
 from limbeck.spec.budget import Flops, Seconds, Steps, Tokens
 from limbeck.spec.objective import needs_teacher
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.signal import HardSignal, SampledSignal, TopKSignal
-
-DISTINCT_SHARE = 0.38
-"""Distinct ids over draws: 19 of 50, as SmolLM2-135M's distributions give on English prose. Sharper teachers give fewer."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def price(recipe: Recipe, *, vocab_size: int, teacher: Mapping[str, Any] | None,
         student_flops=student_flops,
         teacher_flops=teacher_flops,
         training_bytes=training_bytes(recipe.student, vocab_size=vocab_size),
-        store_bytes_per_token=_store_bytes_per_token(recipe, vocab_size=vocab_size) if recipe.uses_store else None,
+        store_bytes_per_token=_stored(recipe, vocab_size=vocab_size),
         hours=total / flops_per_second / 3600 if total is not None else _hours_of_seconds(recipe),
     )
 
@@ -83,15 +80,5 @@ def _hours_of_seconds(recipe: Recipe) -> float | None:
     return recipe.budget.amount / 3600 if isinstance(recipe.budget, Seconds) else None
 
 
-def _store_bytes_per_token(recipe: Recipe, *, vocab_size: int) -> float | None:
-    """By the layout of `limbeck.signals.codec`: packed ids, one byte of check, and what each kind adds."""
-    id_bits = (vocab_size - 1).bit_length()
-    match recipe.signal:
-        case TopKSignal(k=k):
-            return (k * (id_bits + 16) + 16 + 8) / 8
-        case SampledSignal(draws=draws):
-            return (DISTINCT_SHARE * draws * id_bits + draws + 16 + 8) / 8
-        case HardSignal():
-            return (id_bits + 8) / 8
-        case _:
-            return None
+def _stored(recipe: Recipe, *, vocab_size: int) -> float | None:
+    return store_bytes_per_token(recipe.signal, vocab_size=vocab_size) if recipe.uses_store and recipe.signal else None

@@ -36,5 +36,7 @@ def size_of_recipe(recipe: Recipe) -> Size:
     vocab_size = recipe.student.vocab_size
     if vocab_size is None:
         raise SpecError(f"{recipe.name}: student.vocab_size is not set, so its FLOPs are not known: set it in the recipe")
-    flops = student_flops_per_token(recipe.student, vocab_size=vocab_size, context=recipe.data.sequence_length)
-    return Size(recipe.name, float(student_parameters(recipe.student, vocab_size=vocab_size).non_embedding), flops)
+    context = recipe.data.sequence_length
+    flops = student_flops_per_token(recipe.student, vocab_size=vocab_size, context=context)
+    params = student_parameters(recipe.student, vocab_size=vocab_size).non_embedding
+    return Size(recipe.name, float(params), flops, context=context, vocab_size=vocab_size)

@@ -56,7 +56,8 @@ def _one_line(root: type[Spec], error: ValidationError) -> str:
 
 def nearest(name: str, valid: list[str]) -> str:
     """The end of an error sentence: the nearest valid name, and all of them."""
-    close = difflib.get_close_matches(name, valid, n=1)
+    spelt = {each.casefold(): each for each in valid}
+    close = [spelt[each] for each in difflib.get_close_matches(name.casefold(), list(spelt), n=1)]
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} (valid: {', '.join(valid)})" if valid else hint
 

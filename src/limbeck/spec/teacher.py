@@ -44,8 +44,9 @@ class HuggingFaceTeacher(Spec):
 
     @property
     def slug(self) -> str:
-        """A name for folders."""
-        return self.model.rstrip("/").rsplit("/", 1)[-1].lower()
+        """A name for folders: the model's last part, or, of the student that a run left, the run's name."""
+        *above, last = self.model.rstrip("/").split("/")
+        return (above[-1] if last == "student" and any(above) else last).lower()
 
 
 class GGUFTeacher(Spec):

@@ -1,0 +1,132 @@
+"""What teachers and their signals weigh in bytes, and whether a signal is better stored or computed again each time.
+
+Signals: bytes per token as `limbeck.signals.codec` lays rows out (packed ids, one byte of check, and what each kind adds), and
+of a full float32 distribution, the case that arXiv 2502.08606 reckons with. Weights: a format's bits per parameter.
+Keys and values: what each layer remembers of a token while generating. Units are bytes, seconds, FLOPs; decimal prefixes.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from limbeck.errors import LimbeckError
+from limbeck.plan.accounting import teacher_parameters
+from limbeck.plan.config_sizes import head_dims, is_latent, kv_heads, layers, size, windows
+from limbeck.spec.signal import DenseSignal, HardSignal, SampledSignal, Signal, TopKSignal
+
+DISTINCT_SHARE = 0.38
+"""Distinct ids over draws: 19 of 50, as SmolLM2-135M's distributions give on English prose. Sharper teachers give fewer."""
+
+WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.0, "fp8": 8.0, "int4": 4.0, "mxfp4": 4.25}
+"""Bits per parameter. mxfp4: 4 and a scale of 8 bits for every 32 (OCP Microscaling Formats 1.0); the scales of the integer
+formats are left out, since their group size is a choice (128 is usual and adds 0.125 to 0.25)."""
+
+
+def store_bytes_per_token(signal: Signal, *, vocab_size: int) -> float:
+    """Bytes that a token's signal takes in a store. `DenseSignal` is never stored: its size is that of V float32 numbers."""
+    id_bits = (vocab_size - 1).bit_length()
+    match signal:
+        case TopKSignal(k=k):
+            return (k * (id_bits + 16) + 16 + 8) / 8
+        case SampledSignal(draws=draws):
+            return (DISTINCT_SHARE * draws * id_bits + draws + 16 + 8) / 8
+        case HardSignal():
+            return (id_bits + 8) / 8
+        case DenseSignal():
+            return 4.0 * vocab_size
+
+
+def weight_bytes(config: Mapping[str, Any], *, bits: float = 16, expert_bits: float | None = None) -> float:
+    """Bytes of a model's weights at `bits` per parameter (see `WEIGHT_BITS`), its routed experts at `expert_bits` if given.
+
+    gpt-oss is published with `expert_bits=4.25` and the rest at 16. `config` and errors as in
+    `limbeck.plan.accounting.teacher_parameters`; with `expert_bits` the type must be a known one.
+    """
+    total = teacher_parameters(config).total
+    routed = sum(layer.routed for layer in layers(config)) if expert_bits is not None else 0
+    return ((total - routed) * bits + routed * (expert_bits or 0)) / 8
+
+
+def kv_cache_bytes_per_token(config: Mapping[str, Any], *, context: int, bits: float = 16) -> float:
+    """Bytes of keys and values per token, averaged over a sequence of `context` tokens; times `context`, those of the sequence.
+
+    Grouped attention remembers a key and a value for each of its key heads; latent attention one latent and the channels that
+    carry the position, for all heads. A sliding layer remembers no more than its window.
+    """
+    if is_latent(config):
+        channels = size(config, "kv_lora_rank") + size(config, "qk_rope_head_dim")
+    else:
+        channels = kv_heads(config) * sum(head_dims(config))
+    remembered = sum(min(context, window or context) for window in windows(config))
+    return remembered / context * channels * bits / 8
+
+
+@dataclass(frozen=True)
+class CacheOrLive:
+    """The two ways of having a teacher's signal for the same training, side by side."""
+
+    live_flops: float
+    live_seconds: float
+    cached_flops: float
+    cached_seconds: float
+    store_bytes: float
+    break_even_passes: float
+    """Above this many passes the store is quicker; infinite where reading a pass takes as long as live training of one."""
+    recommendation: Literal["cache", "live"]
+
+
+def cache_or_live(
+    *,
+    teacher_flops_per_token: float,
+    training_flops_per_token: float,
+    unique_tokens: float,
+    passes: float,
+    store_bytes_per_token: float,
+    write_bytes_per_second: float,
+    read_bytes_per_second: float,
+    flops_per_second: float,
+    overlapped: bool = True,
+) -> CacheOrLive:
+    """Whether to store the signal of `unique_tokens` tokens that training reads `passes` times, by the seconds either takes.
+
+    `passes` counts every reading of the whole: epochs times students times restarts. `flops_per_second` is what the devices
+    sustain (`limbeck.plan.devices.sustained_flops_per_second`), shared by teacher and student, one after the other. Live, the
+    teacher scores every token of every pass. Cached, it scores each token once; then every pass trains from the store.
+    `overlapped`: shards are written while the next are scored and read ahead while the student trains, so that a phase takes
+    as long as the slower of the two; otherwise one waits for the other and the times add up.
+
+    With T, S, W, R the seconds in which all unique tokens are scored, trained on, written and read, live takes passes (T + S),
+    cached max(T, W) + passes max(S, R), so the store wins above max(T, W) / (T + S - max(S, R)) passes. That is 1 where the
+    disk keeps up. A tie goes to live, which needs no room. Raises `LimbeckError` for amounts and rates that are not positive.
+    """
+    for name, amount in (
+        ("unique_tokens", unique_tokens),
+        ("passes", passes),
+        ("write_bytes_per_second", write_bytes_per_second),
+        ("read_bytes_per_second", read_bytes_per_second),
+        ("flops_per_second", flops_per_second),
+    ):
+        if not amount > 0:
+            raise LimbeckError(f"{name}={amount} must be more than 0")
+    scoring_flops, training_flops = unique_tokens * teacher_flops_per_token, unique_tokens * training_flops_per_token
+    scoring, training = scoring_flops / flops_per_second, training_flops / flops_per_second
+    store_bytes = unique_tokens * store_bytes_per_token
+    filling = _phase(scoring, store_bytes / write_bytes_per_second, overlapped=overlapped)
+    cached_pass = _phase(training, store_bytes / read_bytes_per_second, overlapped=overlapped)
+    live_pass = scoring + training
+    live, cached = passes * live_pass, filling + passes * cached_pass
+    return CacheOrLive(
+        live_flops=passes * (scoring_flops + training_flops),
+        live_seconds=live,
+        cached_flops=scoring_flops + passes * training_flops,
+        cached_seconds=cached,
+        store_bytes=store_bytes,
+        break_even_passes=filling / (live_pass - cached_pass) if cached_pass < live_pass else math.inf,
+        recommendation="cache" if cached < live else "live",
+    )
+
+
+def _phase(computing: float, moving: float, *, overlapped: bool) -> float:
+    """Seconds of a phase that computes and moves bytes."""
+    return max(computing, moving) if overlapped else computing + moving

@@ -1,0 +1,124 @@
+"""What `limbeck plan` answers about teachers that exist, as plain values for machines: one function a question."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from limbeck.errors import SpecError
+from limbeck.plan.accounting import TRAINING_OVER_FORWARD, teacher_flops_per_token, teacher_parameters
+from limbeck.plan.allocate import Alone, Distilled, Size
+from limbeck.plan.answers import about
+from limbeck.plan.choose import CHINCHILLA_TOKENS_PER_PARAMETER, STORED_SIGNALS, candidates, choice, doubts, known
+from limbeck.plan.devices import Device, hours, sustained_flops_per_second
+from limbeck.plan.laws import Laws, loss_of
+from limbeck.plan.storage import cache_or_live, store_bytes_per_token
+from limbeck.plan.teachers import catalogue, resolve
+from limbeck.plan.verdict import mistrust
+from limbeck.spec.base import nearest
+
+
+def of_teachers(
+    student: Size, *, tokens: float, names: str, laws: Laws, device: Device, utilisation: float, count: int = 1
+) -> dict[str, Any]:
+    """What a student would reach on so many tokens with each of the teachers that exist, and what each costs."""
+    teachers = known(names)
+    ranked = candidates(teachers, student=student, tokens=tokens, laws=laws)
+    by_itself = Alone(float(loss_of(laws.supervised, student.params, tokens)), tokens)
+    training_flops = student.training_flops_per_token * tokens
+
+    def lasting(flops: float) -> float:
+        return hours(flops, device=device, utilisation=utilisation, count=count)
+
+    results = {
+        candidate.name: Distilled(
+            candidate.student_loss_nats, tokens, candidate.active_params, candidate.tokens, candidate.loss_nats, candidate.flops
+        )
+        for candidate in ranked
+    }
+    return {
+        **about(student, laws),
+        "tokens": tokens,
+        "device": {
+            "name": device.name,
+            "flops_per_second": device.flops_per_second,
+            "memory_bytes": device.memory_bytes,
+            "utilisation": utilisation,
+            "count": count,
+        },
+        "supervised": {**asdict(by_itself), "flops": training_flops, "hours": lasting(training_flops)},
+        "teachers": [
+            {**asdict(candidate), "hours": {part: lasting(flops) for part, flops in asdict(candidate.flops).items()}}
+            for candidate in ranked
+        ],
+        "verdict": choice(ranked, alone_nats=by_itself.loss_nats),
+        "warnings": [
+            *mistrust(student, alone=by_itself, scenarios=results, fitted=laws.fitted),
+            *doubts(teachers, student=student),
+        ],
+    }
+
+
+def of_catalogue(*, context: float, tokens: float) -> dict[str, Any]:
+    """Every teacher of the catalogue: sizes, FLOPs per token over `context` tokens, what its training and its reading cost."""
+    return {
+        "context": context,
+        "tokens": tokens,
+        "teachers": [_catalogued(name, entry, context=context, tokens=tokens) for name, entry in catalogue().items()],
+    }
+
+
+def _catalogued(name: str, entry: Mapping[str, Any], *, context: float, tokens: float) -> dict[str, Any]:
+    params, per_token = teacher_parameters(entry), teacher_flops_per_token(entry, context=context)
+    chinchilla, read = CHINCHILLA_TOKENS_PER_PARAMETER * params.active, entry["pretraining_tokens"]
+    training = TRAINING_OVER_FORWARD * per_token
+    return {
+        "name": name,
+        "total_params": params.total,
+        "active_params": params.active,
+        "flops_per_token": per_token,
+        "chinchilla_tokens": chinchilla,
+        "chinchilla_flops": training * chinchilla,
+        "pretraining_tokens": read,
+        "pretraining_flops": training * read if read is not None else None,
+        "reading_flops": per_token * tokens,
+    }
+
+
+def of_cache(
+    student: Size,
+    *,
+    teacher: str,
+    tokens: float,
+    passes: float,
+    signal: str,
+    read_bytes_per_second: float,
+    write_bytes_per_second: float,
+    device: Device,
+    utilisation: float,
+    count: int = 1,
+) -> dict[str, Any]:
+    """Whether to store a teacher's signal or to run it live: the seconds, FLOPs and bytes of both."""
+    if signal not in STORED_SIGNALS:
+        raise SpecError(f"--signal={signal} is not a stored signal that is priced here{nearest(signal, list(STORED_SIGNALS))}")
+    name, config = resolve(teacher)
+    result = cache_or_live(
+        teacher_flops_per_token=teacher_flops_per_token(config, context=student.context),
+        training_flops_per_token=student.training_flops_per_token,
+        unique_tokens=tokens,
+        passes=passes,
+        store_bytes_per_token=store_bytes_per_token(STORED_SIGNALS[signal], vocab_size=int(config["vocab_size"])),
+        write_bytes_per_second=write_bytes_per_second,
+        read_bytes_per_second=read_bytes_per_second,
+        flops_per_second=sustained_flops_per_second(device, utilisation=utilisation, count=count),
+    )
+    cached, live = (seconds / 3600 for seconds in (result.cached_seconds, result.live_seconds))
+    spent = f"{cached:.3g} hours and {result.store_bytes / 1e9:.3g} GB stored, {live:.3g} hours live"
+    edge = f"storing pays above {result.break_even_passes:.3g} passes, you have {passes:g}"
+    return {
+        "teacher": name,
+        "student": student.name,
+        "signal": signal,
+        "passes": passes,
+        **asdict(result),
+        "verdict": f"{result.recommendation}: {spent}; {edge}",
+    }

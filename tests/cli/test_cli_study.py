@@ -1,0 +1,123 @@
+"""`limbeck study run`: the same study as from Python, in order and priced before it is run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Command = Callable[..., Any]
+VOCABULARY = 300
+ARMS: dict[str, dict[str, Any]] = {
+    "kd": {"teacher.arm": "teacher", "teacher.context.window": 32, "teacher.context.overlap": 8},
+    "wider": {"teacher.arm": "teacher", "teacher.context.window": 32, "teacher.context.overlap": 8, "signal.k": 5},
+    "teacher": {"objective.kind": "ce", "student.num_layers": 3},
+    "control": {"objective.kind": "ce"},
+    "outside": {},
+}
+
+
+@pytest.fixture
+def study_file(recipe_file: Path) -> Path:
+    path = recipe_file.with_name("study.yaml")
+    study = {"name": "family", "recipe": str(recipe_file), "control": "control", "arms": ARMS}
+    path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.study.run.report_of", lambda runs, *, folder, **keywords: folder / "report.html")
+
+
+def forward_flops(layers: int, *, context: int = 32) -> float:
+    """2 N + 2 context layers (H h) + 2 V d of the tiny student."""
+    d, inner, d_kv, mlp = 16, 2 * 8, 8, 32
+    layer = 2 * d * inner + 2 * d * d_kv + inner + d_kv + 3 * d * mlp + 2 * d
+    return 2 * (layers * layer + d) + 2 * context * layers * inner + 2 * VOCABULARY * d
+
+
+def test_a_dry_run_says_what_would_run_in_which_order_and_what_it_costs(
+    limbeck: Command, study_file: Path, tmp_path: Path
+) -> None:
+    texts = ("data.train.sample_tokens=500", "-o", tmp_path / "out")
+    found = json.loads(limbeck("study", "run", study_file, *texts, "--dry-run", "--json").out)
+    assert not (tmp_path / "out").exists()
+    arms = {arm["arm"]: arm for arm in found["arms"]}
+    assert list(arms) == ["teacher", "control", "outside", "kd", "wider"]
+    tokens = 8 * 4 * 32
+    assert {arm["tokens"] for arm in arms.values()} == {tokens}
+    for arm, layers in (("teacher", 3), ("control", 2), ("kd", 2)):
+        assert arms[arm]["student_flops"] == pytest.approx(3 * forward_flops(layers) * tokens, rel=1e-12)
+    assert arms["kd"]["teacher"] == "teacher"
+    assert arms["control"]["teacher"] is None
+    from_arm = [store for store in found["stores"] if store["teacher"] == "teacher"]
+    assert [store["tokens"] for store in from_arm] == [500, 500]
+    assert sum(store["flops"] for store in from_arm) == pytest.approx(forward_flops(3) * 500, rel=1e-12)  # one pass, not two
+    assert arms["kd"]["teacher_flops"] == pytest.approx(forward_flops(3) * 500, rel=1e-12)
+    assert found["finished"] == []
+    assert found["total_flops"] == pytest.approx(found["training_flops"] + found["scoring_flops"])
+
+
+def test_a_study_is_run_and_what_is_finished_is_not_priced_again(limbeck: Command, study_file: Path, tmp_path: Path) -> None:
+    command = ("study", "run", study_file, "budget.amount=2", "-o", tmp_path / "out")
+    outcome = limbeck(*command, "--json")
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert [arm["arm"] for arm in found["arms"]] == list(ARMS)
+    assert all(0 < arm["bits_per_byte"] < 20 for arm in found["arms"])
+    assert found["report"] == str(tmp_path / "out" / "report.html")
+    left = json.loads(limbeck(*command, "--dry-run", "--json").out)
+    assert (left["arms"], left["stores"], left["total_flops"]) == ([], [], 0)
+    assert left["finished"] == ["teacher", "control", "outside", "kd", "wider"]
+    (tmp_path / "out" / "runs" / "kd" / "summary.json").unlink()
+    left = json.loads(limbeck(*command, "--dry-run", "--json").out)
+    assert [arm["arm"] for arm in left["arms"]] == ["kd"]
+    assert left["stores"] == []
+    text = limbeck(*command).out
+    for arm in found["arms"]:
+        assert f"{arm['arm']:>7}: {arm['bits_per_byte']:.4f} bits per byte" in text
+    assert text.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
+
+
+def test_what_was_left_out_is_told_from_what_diverged(limbeck: Command, study_file: Path, tmp_path: Path) -> None:
+    study = yaml.safe_load(study_file.read_text("utf-8"))
+    study["arms"]["teacher"] |= {"optimizer.lr": 1e30, "optimizer.clip_norm": None}
+    study["controls"] = {"outside": "control", "kd": "teacher"}
+    study_file.write_text(yaml.safe_dump(study), "utf-8")
+    outcome = limbeck("study", "run", study_file, "-o", tmp_path / "out")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert "     kd: left out, its teacher diverged" in lines
+    assert "teacher: diverged" in lines
+    pages = [line for line in lines if line.startswith("report: ")]
+    assert pages == [f"report: {tmp_path}/out/reports/{control}/report.html" for control in ("control", "teacher")]
+
+
+def test_a_dry_run_for_people_has_a_line_an_arm(limbeck: Command, study_file: Path, tmp_path: Path) -> None:
+    lines = limbeck("study", "run", study_file, "-o", tmp_path / "out", "--dry-run").out.splitlines()
+    assert [line.split()[0] for line in lines[2:7]] == ["teacher", "control", "outside", "kd", "wider"]
+    assert lines[5].split()[1] == "teacher"
+    assert lines[-1].startswith("to run: 5 arms, 0 finished; ")
+
+
+def test_output_is_named_after_the_study(
+    limbeck: Command, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = json.loads(limbeck("study", "run", study_file, "--dry-run", "--json").out)
+    assert {Path(store["path"]).parent for store in found["stores"]} == {Path("out/family/stores")}
+
+
+def test_mistakes_are_one_line(limbeck: Command, study_file: Path, tmp_path: Path) -> None:
+    assert "nothing is neither a file nor one of the studies" in limbeck("study", "run", "nothing").complaint
+    assert "objectiv is not a key" in limbeck("study", "run", study_file, "objectiv.kind=ce", "--dry-run").complaint
+    study = yaml.safe_load(study_file.read_text("utf-8"))
+    study["arms"]["teacher"]["teacher.arm"] = "kd"
+    study_file.write_text(yaml.safe_dump(study), "utf-8")
+    for extra in ((), ("--dry-run",)):
+        outcome = limbeck("study", "run", study_file, "-o", tmp_path / "out", *extra)
+        assert outcome.code == 2
+        assert "teach one another in a circle" in outcome.complaint
