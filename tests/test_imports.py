@@ -22,13 +22,21 @@ def imported():
     return sorted({"torch", "transformers"} & set(sys.modules))
 
 found = {}
-for arguments in (["--help"], ["train", "--help"], ["list"], ["show", "nano"], ["show", "nano", "signal.k=0"]):
+plan = ["plan", "--student", "1B", "--flops", "1e21"]
+for arguments in (
+    ["--help"], ["train", "--help"], ["list"], ["show", "nano"], ["show", "nano", "signal.k=0"], plan, ["plan", "teachers"],
+    ["fit", "missing.csv"], ["lab", "--help"],
+):
     from limbeck.cli.main import main
     sys.argv = ["limbeck", *arguments]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
         main()
     found[" ".join(arguments)] = imported()
-for module in ("limbeck.report.page", "limbeck.runs", "limbeck.plan.price", "limbeck.study.run", "limbeck.spec.study"):
+modules = (
+    "limbeck.plan.figures.all", "limbeck.plan.fit.fitting", "limbeck.report.page", "limbeck.runs", "limbeck.plan.price",
+    "limbeck.study.run", "limbeck.spec.study",
+)
+for module in modules:
     importlib.import_module(module)
     found[module] = imported()
 print(json.dumps(found))

@@ -80,8 +80,8 @@ def crossover_lines(values: Mapping[str, Any]) -> list[str]:
     """From which compute on training alone is as good, a row each."""
     rows = []
     for name, crossing in values["supervised_overtakes"].items():
-        if crossing is None:
-            rows.append((_WORDS[name], "never or always", "", "", ""))
+        if isinstance(crossing, str):
+            rows.append((_WORDS[name], crossing, "", "", ""))
             continue
         tokens = (short(crossing["supervised_tokens"]), short(crossing["student_tokens"]))
         rows.append((_WORDS[name], f"{crossing['flops']:.3g}", f"{crossing['loss_nats']:.4f}", *tokens))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,9 @@ from limbeck.runs import is_finished
 from limbeck.signals.manifest import is_published
 from limbeck.spec.load import load_study, parse_overrides
 from limbeck.spec.recipe import Recipe
-from limbeck.study.expand import expand, teacher_arms, waves
-from limbeck.study.run import StudyResult, run_study
+
+if TYPE_CHECKING:
+    from limbeck.study.run import StudyResult
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -34,6 +35,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a study, or continue one that was stopped: teachers first, finished parts never again."""
+    from limbeck.study.expand import expand
+    from limbeck.study.run import run_study
+
     loaded, settings = load_study(study), parse_overrides(overrides or [])
     folder = output or f"out/{loaded.name}"
     if dry_run:
@@ -44,7 +48,7 @@ def run(
     emit(values, as_json=as_json, lines=_result_lines(result, values["arms"]))
 
 
-def _result_lines(result: StudyResult, arms: list[dict[str, Any]]) -> list[str]:
+def _result_lines(result: "StudyResult", arms: list[dict[str, Any]]) -> list[str]:
     width = max(len(arm["arm"]) for arm in arms)
     lines = [f"{arm['arm']:>{width}}: {_outcome(arm)}" for arm in arms]
     return [*lines, *(f"report: {page}" for page in result.reports.values())]
@@ -61,6 +65,8 @@ def _outcome(arm: dict[str, Any]) -> str:
 
 def _show_plan(recipes: dict[str, Recipe], *, as_json: bool) -> None:
     """What is still to be run, in order; the price is of that alone."""
+    from limbeck.study.expand import teacher_arms, waves
+
     taught_by, order = teacher_arms(recipes), [arm for wave in waves(recipes) for arm in wave]
     finished = [arm for arm in order if is_finished(recipes[arm].run_path)]
     wanted = {recipe.store_path for arm, recipe in recipes.items() if recipe.uses_store and arm not in finished}

@@ -10,10 +10,10 @@ Teachers of growing width learn from labels. Students of one small width then le
 cosine with warm-up. A seed fixes a student's initial weights and its examples, whoever teaches it, so students are compared
 pairwise. All seeds of a width train at once, as a stack of independent networks.
 
-What the defaults show: a small U. The students of the strongest teacher (width 64) lie 0.027 ± 0.008 nats above those of the best
-(width 32) with `seed=0`, and 0.018 ± 0.007 with `seed=1` (standard errors over 32 seeds); students without a teacher lie where
-the strongest teacher's do. The settings come from a small search with other random numbers. They leave students far from
-converged: 2000 steps at a rate of 1e-2 gave no U that 8 seeds could tell.
+What the defaults show is a small U: the students of the strongest teacher (width 64) lie 0.027 ± 0.008 nats above those of the
+best (width 32) with `seed=0`, and 0.018 ± 0.007 with `seed=1` (standard errors over 32 seeds); those without a teacher lie
+within 0.006 of the strongest teacher's. The settings come from a small search with other random numbers, and leave students far
+from converged: with 2000 steps at a rate of 1e-2, 8 seeds could tell no U.
 
 Suffixes: S seeds, B examples, I inputs of a layer, O its outputs, C the 8 positions. Losses are in nats per example.
 """

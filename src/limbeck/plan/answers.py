@@ -6,8 +6,19 @@ Keys carry their units; `verdict` is a sentence, `warnings` are sentences. The m
 from dataclasses import asdict
 from typing import Any
 
-from limbeck.plan.allocate import SCENARIOS, Alone, Distilled, Size, Spending, alone, best_teacher, distillation_of, distilled
-from limbeck.plan.compare import Cost, crossover, efficiency
+from limbeck.plan.allocate import (
+    BEST_CASE,
+    SCENARIOS,
+    Alone,
+    Distilled,
+    Size,
+    Spending,
+    alone,
+    best_teacher,
+    distillation_of,
+    distilled,
+)
+from limbeck.plan.compare import Cost, Crossover, crossover, efficiency
 from limbeck.plan.family import short
 from limbeck.plan.laws import Laws, loss_of
 from limbeck.plan.verdict import few_tokens, mistrust, size_outside, verdict
@@ -85,27 +96,30 @@ def of_loss(student: Size, *, loss_nats: float, laws: Laws) -> dict[str, Any]:
 
 
 def of_student(student: Size, *, laws: Laws) -> dict[str, Any]:
-    """The compute from which training alone is at least as good as each scenario; None where it always or never is."""
+    """The compute from which training alone is at least as good as each scenario; 'always' or 'never' where there is none."""
     crossings = {scenario.name: crossover(student, scenario, laws=laws) for scenario in SCENARIOS}
-    tokens = {name: crossing.alone_tokens for name, crossing in crossings.items() if crossing is not None}
-    best = crossings[SCENARIOS[0].name]
-    says = (
-        f"distil below {best.flops:.3g} FLOPs ({short(best.alone_tokens)} tokens alone) if the teacher costs nothing; "
-        "train without a teacher above"
-        if best is not None
-        else f"no crossing within the budgets looked at for {student.name}"
-    )
+    tokens = {name: crossing.alone_tokens for name, crossing in crossings.items() if isinstance(crossing, Crossover)}
+    match crossings[BEST_CASE.name]:
+        case Crossover(flops=flops, alone_tokens=alone_tokens):
+            says = (
+                f"distil below {flops:.3g} FLOPs ({short(alone_tokens)} tokens alone) if the teacher costs nothing; "
+                "train without a teacher above"
+            )
+        case "never":
+            says = "distil at any budget if the teacher costs nothing"
+        case _:
+            says = "train without a teacher at any budget"
     return {
         **about(student, laws),
         "supervised_overtakes": {
-            name: None
-            if crossing is None
-            else {
+            name: {
                 "flops": crossing.flops,
                 "loss_nats": crossing.loss_nats,
                 "supervised_tokens": crossing.alone_tokens,
                 "student_tokens": crossing.distilled.student_tokens,
             }
+            if isinstance(crossing, Crossover)
+            else crossing
             for name, crossing in crossings.items()
         },
         "verdict": says,

@@ -6,6 +6,7 @@ crossing of the two curves is looked for from above: the last budget at which di
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -52,8 +53,10 @@ class Efficiency:
         return (cost.flops / self.alone.flops, cost.tokens / self.alone.tokens) if cost and self.alone else None
 
 
-def crossover(student: Size, scenario: Scenario, *, laws: Laws = PUBLISHED, bounds: Bounds | None = None) -> Crossover | None:
-    """Where training alone overtakes `scenario` for good; None where it leads from the start, or not within 1e30 FLOPs."""
+def crossover(
+    student: Size, scenario: Scenario, *, laws: Laws = PUBLISHED, bounds: Bounds | None = None
+) -> Crossover | Literal["always", "never"]:
+    """Where training alone overtakes `scenario` for good: 'always' is ahead, or 'never' within 1e30 FLOPs."""
     distillation_of(laws)
 
     def wins(log_flops: float) -> bool:
@@ -63,8 +66,10 @@ def crossover(student: Size, scenario: Scenario, *, laws: Laws = PUBLISHED, boun
     low, high = np.log(_least_flops(student)), np.log(MOST_FLOPS)
     grid = np.linspace(low, high, int((high - low) / np.log(10) * _PER_DECADE) + 2)
     last = next((index for index in reversed(range(len(grid))) if wins(float(grid[index]))), None)
-    if last is None or last == len(grid) - 1:
-        return None
+    if last is None:
+        return "always"
+    if last == len(grid) - 1:
+        return "never"
     flops = np.exp(_bisect(lambda log_flops: not wins(log_flops), float(grid[last]), float(grid[last + 1])))
     best = distilled(student, flops=float(flops), scenario=scenario, laws=laws, bounds=bounds)
     return Crossover(float(flops), best.loss_nats, alone(student, flops=float(flops), laws=laws).student_tokens, best)

@@ -95,13 +95,15 @@ def parse_formula(text: str) -> Formula:
     quoted: dict[str, str] = {}
 
     def placeholder(found: re.Match[str]) -> str:
-        return quoted.setdefault(f"quoted_{len(quoted)}_", found[1]) and f"quoted_{len(quoted) - 1}_"
+        name = f"__quoted_{len(quoted)}__"
+        quoted[name] = found[1]
+        return name
 
     try:
         tree = ast.parse(_QUOTED.sub(placeholder, text).strip(), mode="eval").body
-    except (SyntaxError, ValueError):
+        names = {quoted.get(name, name) for name in _names(tree, text)}
+    except (SyntaxError, ValueError, RecursionError, OverflowError):
         raise SpecError(f"{text!r} is not a formula: write it as in Python, names with spaces in backticks") from None
-    names = {quoted.get(name, name) for name in _names(tree, text)}
     return Formula(text, frozenset(names), tree, quoted)
 
 
@@ -124,7 +126,7 @@ def _names(node: ast.expr, text: str) -> set[str]:
             raise SpecError(f"{text!r}: {name} takes {FUNCTIONS[name][1]} arguments, not {len(args)}")
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
             return set().union(*(_names(arg, text) for arg in args))
-        case ast.Call(func=ast.Name(id=name)):
+        case ast.Call(func=ast.Name(id=name)) if name not in FUNCTIONS:
             raise SpecError(f"{text!r}: {name} is not a function of formulas{nearest(name, sorted(FUNCTIONS))}")
     raise SpecError(f"{text!r}: {ast.unparse(node)!r} can't stand in a formula")
 

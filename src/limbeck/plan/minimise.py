@@ -1,8 +1,7 @@
-"""The least value of a smooth function of one or two variables in a box, sure to find the better of several valleys.
+"""The least value of a smooth function of one or two variables in a box, whichever of several valleys it lies in.
 
 A coarse grid finds every valley; a small grid around the bottom of the best few shrinks onto their minima. No start to choose,
-no derivative, a few milliseconds. The distillation law needs it: its loss has two minima in the teacher's (arXiv 2502.08606,
-fig. 5).
+no derivative, a few milliseconds. A narrow valley should run along an axis: along a diagonal the small grid creeps.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +23,8 @@ Box = Sequence[tuple[float, float]]
 def minimise(function: Callable[..., Array], box: Box, *, points: Sequence[int]) -> tuple[float, ...] | None:
     """Where `function` of as many equally shaped arrays as `box` has sides is least; None where it is infinite everywhere.
 
-    `points` says how many the coarse grid has along each side. Accurate to 1e-5 of its spacing.
+    `points` says how many the coarse grid has along each side. Accurate to 1e-5 of its spacing, in valleys that run along an
+    axis.
     """
     axes = [np.linspace(low, high, count) for (low, high), count in zip(box, points, strict=True)]
     grid = np.meshgrid(*axes, indexing="ij")
