@@ -6,6 +6,8 @@ from limbeck.cli.output import emit
 
 def list_names(as_json: Json = False) -> None:
     """Shipped recipes and studies, and the kinds of everything a recipe chooses."""
+    from limbeck.plan.devices import DEVICES
+    from limbeck.plan.family import FAMILY
     from limbeck.plan.teachers import catalogue
     from limbeck.spec.base import kind_of, spec_classes
     from limbeck.spec.load import shipped
@@ -14,7 +16,14 @@ def list_names(as_json: Json = False) -> None:
     fields = Recipe.model_fields
     chosen = ("student", "teacher", "signal", "objective", "optimizer", "schedule", "budget")
     kinds = {name: [kind_of(spec) for spec in spec_classes(fields[name].annotation)] for name in chosen}
-    values = {"recipes": shipped("recipes"), "studies": shipped("studies"), "catalogue": sorted(catalogue()), "kinds": kinds}
+    values = {
+        "recipes": shipped("recipes"),
+        "studies": shipped("studies"),
+        "catalogue": sorted(catalogue()),
+        "family": [member.name for member in FAMILY],
+        "devices": [device.name for device in DEVICES],
+        "kinds": kinds,
+    }
     lines = [f"{key}: {', '.join(map(str, names))}" for key, names in values.items() if key != "kinds"]
     lines += [f"{key}.kind: {', '.join(map(str, names))}" for key, names in kinds.items()]
     emit(values, as_json=as_json, lines=lines)

@@ -132,7 +132,10 @@ def doubts(teachers: Sequence[Known], *, student: Size) -> list[str]:
     }
     said = [f"{assumption}: {', '.join(names)}" for assumption, names in assumptions.items() if names]
     if guessed:
-        said.append("teachers' losses are predicted from size and tokens: measure them on your text and write NAME=NATS")
+        said.append(
+            "teachers' losses are predicted from size and tokens; with a law fitted to your own runs (--law), measure them on "
+            "your text and write NAME=NATS"
+        )
     return said
 
 
