@@ -21,17 +21,22 @@ import contextlib, importlib, io, json, sys
 def imported():
     return sorted({"torch", "transformers"} & set(sys.modules))
 
-found = {}
-plan = ["plan", "--student", "1B", "--flops", "1e21"]
+found, codes = {}, {}
+plan = ["plan", "--student", "1B"]
 for arguments in (
-    ["--help"], ["train", "--help"], ["list"], ["show", "nano"], ["show", "nano", "signal.k=0"], plan, ["plan", "teachers"],
-    ["fit", "missing.csv"], ["lab", "--help"],
+    ["--help"], ["train", "--help"], ["list"], ["show", "nano"], ["plan", "teachers"], ["lab", "--help"], ["fit", POINTS, *FIT],
+    plan, [*plan, "--flops", "1e21"], [*plan, "--loss", "2.3"], [*plan, "--tokens", "5B", "--teachers", "olmo3-7b"],
+    ["plan", "cache", "--teacher", "olmo3-7b", "--student", "1B", "--tokens", "1B"], ["show", "nano", "signal.k=0"],
 ):
     from limbeck.cli.main import main
     sys.argv = ["limbeck", *arguments]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
-        main()
-    found[" ".join(arguments)] = imported()
+    name, code = " ".join(arguments), 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    found[name], codes[name] = imported(), code
 modules = (
     "limbeck.plan.figures.all", "limbeck.plan.fit.fitting", "limbeck.report.page", "limbeck.runs", "limbeck.plan.price",
     "limbeck.study.run", "limbeck.spec.study",
@@ -39,13 +44,18 @@ modules = (
 for module in modules:
     importlib.import_module(module)
     found[module] = imported()
-print(json.dumps(found))
+print(json.dumps([found, codes]))
 """
 
 
 def test_what_computes_nothing_imports_neither_torch_nor_transformers() -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=True)
-    assert {name: heavy for name, heavy in json.loads(done.stdout).items() if heavy} == {}
+    points = Path(__file__).parent / "plan" / "data" / "chinchilla_epoch_svg.csv"
+    columns = ["--columns", "N=Model Size,D=`Training FLOP`/(6*N),loss=loss", "--resamples", "0"]
+    program = f"POINTS, FIT = {str(points)!r}, {columns!r}\n{WITHOUT_TORCH}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found, codes = json.loads(done.stdout)
+    assert {name: heavy for name, heavy in found.items() if heavy} == {}
+    assert {name: code for name, code in codes.items() if code} == {"show nano signal.k=0": 2}
 
 
 def test_code_that_comes_with_a_model_is_not_run_unless_asked_for() -> None:

@@ -60,7 +60,9 @@ def test_the_verdict_follows_from_who_pays_for_what(plan: Callable[..., dict[str
 
 
 def test_what_leaves_the_fitted_range_is_named(plan: Callable[..., dict[str, Any]]) -> None:
-    assert plan("--student", "500M", "--loss", "2.3")["warnings"] == []
+    assert plan("--student", "198M", "--tokens", "20B")["warnings"] == []
+    reading = plan("--student", "500M", "--loss", "2.3")["warnings"]
+    assert [warning for warning in reading if "300T" in warning and "teacher_inference" in warning], reading
     warnings = plan("--student", "10B", "--flops", "1e20")["warnings"]
     for sentence in (
         r"student of 10B parameters: outside the fitted 143M to 7.75B",
@@ -131,6 +133,14 @@ def test_teachers_that_exist_are_ranked_by_the_student_and_priced(plan: Callable
     assert any("mixtures of experts" in warning for warning in answer["warnings"])
 
 
+def test_a_teacher_that_no_such_device_holds_is_named(plan: Callable[..., dict[str, Any]]) -> None:
+    """58 GB at 4 bits a parameter on cards of 24 GB."""
+    question = ("--student", "1B", "--tokens", "5B", "--teachers", "gpt-oss-120b,smollm2", "--device", "rtx4090")
+    sentence = "weights larger than the 24 GB of 1 x rtx4090 even in int4: gpt-oss-120b"
+    assert sentence in plan(*question)["warnings"]
+    assert not [warning for warning in plan(*question, "--devices", 3)["warnings"] if "weights larger" in warning]
+
+
 def alone_by_hand(params: float, flops: float, answer: dict[str, Any]) -> float:
     tokens = flops / (3 * answer["student"]["flops_per_token"])
     return 1.220 + (3355 / params**0.408 + 18186 / tokens**0.431) ** 0.452
@@ -186,7 +196,8 @@ def test_cache_or_live_weighs_passes(plan: Callable[..., dict[str, Any]]) -> Non
     per_token = 2 * (7_298_011_136 - 410_738_688) + 2 * 2048 * 32 * 4096
     assert thrice["live_flops"] - thrice["cached_flops"] == pytest.approx(2 * per_token * 5e9, rel=1e-9)
     slow = plan(*question, "--passes", "3", "--read-speed", "1K")
-    assert slow["recommendation"] == "live"
+    assert (slow["recommendation"], slow["break_even_passes"]) == ("live", None)
+    assert "storing never pays" in slow["verdict"]
 
 
 def test_the_student_is_a_number_a_member_or_a_recipe(plan: Callable[..., dict[str, Any]], values: Any, tmp_path: Path) -> None:
@@ -225,6 +236,9 @@ def test_the_student_is_a_number_a_member_or_a_recipe(plan: Callable[..., dict[s
             r"passes=0.0 must be more than 0",
         ),
         (("--student", "1B", "--flops", "1e21", "--law", "no.json"), r"no\.json"),
+        (("--student", "1B", "teachers"), r"write --student behind teachers"),
+        (("--student", "1B", "--flops", "1e21", "--device", "foo"), r"--device is for the hours of --teachers"),
+        (("cache", "--teacher", "olmo3-7b", "--student", "1B", "--tokens", "1B", "--passes", "inf"), r"passes=inf must be"),
     ],
 )
 def test_a_question_that_cannot_be_answered_is_one_line(

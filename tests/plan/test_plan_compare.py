@@ -61,9 +61,10 @@ def test_where_training_alone_overtakes_the_best_case(params, flops):
 def test_both_sides_are_equal_at_a_crossover(params, scenario):
     found = crossing(params, scenario)
     assert isinstance(found, Crossover)
-    assert found.loss_nats == found.distilled.loss_nats == pytest.approx(plain_loss(scenario, params, found.flops), abs=1e-7)
-    assert found.loss_nats == pytest.approx(plain_alone(params, found.flops), abs=1e-6)
-    assert found.alone_tokens == pytest.approx(found.flops / (3 * plain_flops(params)), rel=1e-9)
+    assert found.alone.loss_nats == pytest.approx(found.distilled.loss_nats, abs=1e-7)
+    assert found.distilled.loss_nats == pytest.approx(plain_loss(scenario, params, found.flops), abs=1e-7)
+    assert found.alone.loss_nats == pytest.approx(plain_alone(params, found.flops), abs=1e-6)
+    assert found.alone.student_tokens == pytest.approx(found.flops / (3 * plain_flops(params)), rel=1e-9)
     assert plain_loss(scenario, params, 0.98 * found.flops) < plain_alone(params, 0.98 * found.flops)
     assert plain_loss(scenario, params, 1.02 * found.flops) > plain_alone(params, 1.02 * found.flops)
 

@@ -159,9 +159,10 @@ def test_2n_alone_is_off_by_two_fifths_at_the_smallest():
     assert misses[0] == pytest.approx(-0.3974, abs=5e-5) and misses[-1] == pytest.approx(-0.0742, abs=5e-5)
 
 
-@pytest.mark.parametrize(("params", "name"), [(1e3, "103m"), (200e6, "198m"), (1.2e9, "1.15b"), (1e10, "10b"), (1e12, "12.6b")])
-def test_nearest_member(params, name):
-    assert nearest_member(params).name == f"ladder-{name}"
+@pytest.mark.parametrize(("params", "layers"), [(1e3, 1), (200e6, 10), (1.2e9, 18), (1e10, 37), (1e12, 172)])
+def test_nearest_member(params, layers):
+    """12 x 128**2 layers**3, about: 1e12 parameters are (1e12 / 196,608)**(1/3) = 171.99 layers."""
+    assert nearest_member(params).num_layers == layers
 
 
 def test_nearest_is_in_ratio():

@@ -10,7 +10,7 @@ from limbeck.progress import is_first_process
 def emit(values: Mapping[str, Any], *, as_json: bool, lines: list[str]) -> None:
     """Print a result, once where `torchrun` started several processes."""
     if is_first_process():
-        print(json.dumps(values, indent=1) if as_json else "\n".join(lines))
+        print(json.dumps(values, indent=1, allow_nan=False) if as_json else "\n".join(lines))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -48,13 +48,19 @@ def plan(
 
     Scaling laws of arXiv 2502.08606; docs/scaling-laws.md says what they can and can't tell.
     """
+    given = [name for name in context.params if _is_given(context, name)]
     if context.invoked_subcommand is not None:
+        if given:
+            option = "--" + given[0].removeprefix("as_").replace("_", "-")
+            raise SpecError(f"write {option} behind {context.invoked_subcommand}, or ask without it")
         return
     if student is None:
         raise SpecError("name a student: limbeck plan --student 1B --flops 1e21 (see limbeck plan --help)")
     questions = [name for name, asked in (("--flops", flops), ("--tokens", tokens), ("--loss", loss)) if asked is not None]
     if teachers is not None and tokens is None:
         raise SpecError("--teachers needs --tokens: on how many would the student be trained?")
+    if teachers is None and (priced := [name for name in given if name in ("device", "devices", "utilisation")]):
+        raise SpecError(f"--{priced[0]} is for the hours of --teachers, which aren't named")
     if len(questions) > 1:
         raise SpecError(f"{' and '.join(questions)} are different questions: ask one at a time")
     from limbeck.cli import plan_lines
@@ -205,6 +211,11 @@ def design_study(
     write_design(made, output)
     values = {"study": str(output), "protocols": made.protocols, **made.price.as_json()}
     emit(values, as_json=as_json, lines=design_lines(made, output))
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _listed(text: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from limbeck.cli.output import human, table
 from limbeck.plan.allocate import SCENARIOS
-from limbeck.plan.choose import STORED_SIGNALS
+from limbeck.plan.choose import STORED_SIGNALS, WEIGHTS
 from limbeck.plan.design import Design
 from limbeck.plan.family import short
 
@@ -109,12 +109,12 @@ def teachers_lines(values: Mapping[str, Any]) -> list[str]:
                 human(teacher["flops_per_token"]),
                 f"{reading:.3g}",
                 f"{teacher['hours']['teacher_inference']:.3g}",
-                *(human(weights[name], "B") for name in weights),
+                *(human(weights[name], "B") for name in WEIGHTS),
                 *(human(store[name], "B") for name in STORED_SIGNALS),
             )
         )
     headers = ("teacher", "its loss", "predicted", "student, nats", "alone for the same FLOPs")
-    weights = [f"{name} weights" for name in values["teachers"][0]["weights_bytes"]]
+    weights = [f"{name} weights" for name in WEIGHTS]
     priced = ("teacher", "FLOPs/token", "reading, FLOPs", "hours", *weights, *(f"{name} store" for name in STORED_SIGNALS))
     count = f"{device['count']} x " if device["count"] > 1 else ""
     speed = f"{count}{device['name']} at {100 * device['utilisation']:g} % of {device['flops_per_second']:.3g} FLOP/s"

@@ -124,7 +124,15 @@ class Teacher:
 def alone(student: Size, *, flops: float, laws: Laws = PUBLISHED) -> Alone:
     """All of the budget for the student's own training: D_S = C / (3 F(N_S))."""
     tokens = _at_least_one(flops / student.training_flops_per_token, flops=flops, student=student)
-    return Alone(float(loss_of(laws.supervised, student.params, tokens)), tokens)
+    return Alone(loss_alone(student.params, tokens, laws=laws), tokens)
+
+
+def loss_alone(params: float, tokens: float, *, laws: Laws) -> float:
+    """Nats per token of a model trained without a teacher; `SpecError` where the law gives no number there."""
+    loss = float(loss_of(laws.supervised, params, tokens))
+    if not np.isfinite(loss):
+        raise SpecError(f"{laws.name} gives no finite loss for {params:.3g} parameters on {tokens:.3g} tokens: fit another law")
+    return loss
 
 
 def distilled(

@@ -17,11 +17,12 @@ from limbeck.plan.allocate import (
     best_teacher,
     distillation_of,
     distilled,
+    loss_alone,
 )
 from limbeck.plan.compare import Cost, Crossover, crossover, efficiency
 from limbeck.plan.family import short
-from limbeck.plan.laws import Laws, loss_of
-from limbeck.plan.verdict import few_tokens, mistrust, size_outside, verdict
+from limbeck.plan.laws import Laws
+from limbeck.plan.verdict import mistrust, size_outside, verdict
 
 
 def of_budget(student: Size, *, flops: float, laws: Laws) -> dict[str, Any]:
@@ -36,13 +37,13 @@ def of_budget(student: Size, *, flops: float, laws: Laws) -> dict[str, Any]:
         **values,
         **{name: asdict(result) for name, result in scenarios.items()},
         "verdict": verdict(by_itself, scenarios),
-        "warnings": mistrust(student, alone=by_itself, scenarios=scenarios, fitted=laws.fitted),
+        "warnings": mistrust(student, {"supervised": by_itself, **scenarios}, fitted=laws.fitted),
     }
 
 
 def of_tokens(student: Size, *, tokens: float, laws: Laws) -> dict[str, Any]:
     """The best teacher for a student on so many tokens: the bottom of the U, and the teachers that beat training alone."""
-    by_itself = Alone(float(loss_of(laws.supervised, student.params, tokens)), tokens)
+    by_itself = Alone(loss_alone(student.params, tokens, laws=laws), tokens)
     teacher = best_teacher(student, tokens=tokens, laws=laws)
     reached = float(distillation_of(laws).loss(student.params, tokens, teacher.loss_nats))
     best = Distilled(
@@ -73,7 +74,7 @@ def of_tokens(student: Size, *, tokens: float, laws: Laws) -> dict[str, Any]:
         },
         "weakest_useful_teacher_loss_nats": weakest,
         "verdict": says,
-        "warnings": mistrust(student, alone=by_itself, scenarios={"best_teacher": best}, fitted=laws.fitted),
+        "warnings": mistrust(student, {"supervised": by_itself, "best_teacher": best}, fitted=laws.fitted),
     }
 
 
@@ -81,7 +82,8 @@ def of_loss(student: Size, *, loss_nats: float, laws: Laws) -> dict[str, Any]:
     """What a target loss costs, alone and in each scenario, and the ratios to training alone."""
     result = efficiency(student, loss_nats=loss_nats, laws=laws)
     reachable = {name: cost for name, cost in result.scenarios.items() if cost is not None}
-    tokens = {name: cost.tokens for name, cost in (("supervised", result.alone), *reachable.items()) if cost is not None}
+    all_costs = {"supervised": result.alone, **result.scenarios}
+    results = {name: cost.reached for name, cost in all_costs.items() if cost is not None}
     return {
         **about(student, laws),
         "loss_nats": loss_nats,
@@ -91,19 +93,21 @@ def of_loss(student: Size, *, loss_nats: float, laws: Laws) -> dict[str, Any]:
             for name, cost in result.scenarios.items()
         },
         "verdict": _cheapest(student, loss_nats, result.alone, reachable),
-        "warnings": [*size_outside(student, laws.fitted), *few_tokens(student, tokens)],
+        "warnings": mistrust(student, results, fitted=laws.fitted),
     }
 
 
 def of_student(student: Size, *, laws: Laws) -> dict[str, Any]:
     """The compute from which training alone is at least as good as each scenario; 'always' or 'never' where there is none."""
-    crossings = {scenario.name: crossover(student, scenario, laws=laws) for scenario in SCENARIOS}
-    tokens = {name: crossing.alone_tokens for name, crossing in crossings.items() if isinstance(crossing, Crossover)}
-    match crossings[BEST_CASE.name]:
-        case Crossover(flops=flops, alone_tokens=alone_tokens):
+    found = {scenario.name: crossover(student, scenario, laws=laws) for scenario in SCENARIOS}
+    crossings = {name: crossing for name, crossing in found.items() if isinstance(crossing, Crossover)}
+    results: dict[str, Alone | Distilled] = {name: crossing.distilled for name, crossing in crossings.items()}
+    results |= {f"supervised beside {name}": crossing.alone for name, crossing in crossings.items()}
+    match found[BEST_CASE.name]:
+        case Crossover(flops=flops, alone=by_itself):
             says = (
-                f"distil below {flops:.3g} FLOPs ({short(alone_tokens)} tokens alone) if the teacher costs nothing; "
-                "train without a teacher above"
+                f"distil below {flops:.3g} FLOPs ({short(by_itself.student_tokens)} tokens alone) if the teacher costs "
+                "nothing; train without a teacher above"
             )
         case "never":
             says = "distil at any budget if the teacher costs nothing"
@@ -112,18 +116,19 @@ def of_student(student: Size, *, laws: Laws) -> dict[str, Any]:
     return {
         **about(student, laws),
         "supervised_overtakes": {
-            name: {
-                "flops": crossing.flops,
-                "loss_nats": crossing.loss_nats,
-                "supervised_tokens": crossing.alone_tokens,
-                "student_tokens": crossing.distilled.student_tokens,
-            }
-            if isinstance(crossing, Crossover)
-            else crossing
-            for name, crossing in crossings.items()
+            name: _crossing(crossing) if isinstance(crossing, Crossover) else crossing for name, crossing in found.items()
         },
         "verdict": says,
-        "warnings": [*size_outside(student, laws.fitted), *few_tokens(student, tokens)],
+        "warnings": mistrust(student, results, fitted=laws.fitted),
+    }
+
+
+def _crossing(crossing: Crossover) -> dict[str, float]:
+    return {
+        "flops": crossing.flops,
+        "loss_nats": crossing.distilled.loss_nats,
+        "supervised_tokens": crossing.alone.student_tokens,
+        "student_tokens": crossing.distilled.student_tokens,
     }
 
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.errors import SpecError
+from limbeck.errors import SpecError, TeacherError
 from limbeck.plan.accounting import Parameters, teacher_flops_per_token, teacher_parameters
-from limbeck.plan.allocate import Size, Spending, alone, distillation_of
-from limbeck.plan.laws import Laws, loss_of
+from limbeck.plan.allocate import Size, Spending, alone, distillation_of, loss_alone
+from limbeck.plan.laws import Laws
 from limbeck.plan.quantities import amount
-from limbeck.plan.storage import WEIGHT_BITS, store_bytes_per_token, weight_bytes
+from limbeck.plan.storage import WEIGHT_BITS, kv_cache_bytes_per_token, store_bytes_per_token, weight_bytes
 from limbeck.plan.teachers import resolve
 from limbeck.spec.signal import DenseSignal, HardSignal, SampledSignal, Signal, TopKSignal
 
@@ -27,6 +27,8 @@ STORED_SIGNALS: dict[str, Signal] = {"sampled-50": SampledSignal(draws=50), "top
 SIGNALS: dict[str, Signal] = {**STORED_SIGNALS, "dense": DenseSignal()}
 """For which a store is priced; `dense` only to show why it is never stored."""
 WEIGHTS = ("bfloat16", "int8", "int4")
+EXPERTS_IN_MXFP4 = "mxfp4_experts"
+"""Routed experts at 4.25 bits and the rest at 16, as gpt-oss is published; of a dense model, bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Candidate:
     alone_at_equal_flops_nats: float
     flops: Spending
     weights_bytes: dict[str, float]
+    kv_cache_bytes_per_token: float
+    """In bfloat16, while it generates."""
     store_bytes: dict[str, float]
     """For all of the student's tokens, by signal."""
 
@@ -78,7 +82,10 @@ def known(names: str) -> list[Known]:
 def _known(entry: str) -> Known:
     written, equals, loss = entry.strip().partition("=")
     name, config = resolve(written)
-    params = teacher_parameters(config)
+    try:
+        params = teacher_parameters(config)
+    except TeacherError as error:
+        raise TeacherError(f"{written}: {error}") from None
     tokens = config.get("pretraining_tokens")
     return Known(
         name=name,
@@ -98,8 +105,7 @@ def candidates(teachers: Sequence[Known], *, student: Size, tokens: float, laws:
 
 def _candidate(teacher: Known, *, student: Size, tokens: float, laws: Laws) -> Candidate:
     per_token = teacher_flops_per_token(teacher.config, context=student.context)
-    predicted = float(loss_of(laws.supervised, teacher.params.active_non_embedding, teacher.tokens))
-    loss = predicted if teacher.measured_loss_nats is None else teacher.measured_loss_nats
+    loss = teacher.measured_loss_nats or loss_alone(teacher.params.active_non_embedding, teacher.tokens, laws=laws)
     flops = Spending(student.training_flops_per_token * tokens, per_token * tokens, 0.0)
     vocab_size = int(teacher.config["vocab_size"])
     return Candidate(
@@ -114,7 +120,11 @@ def _candidate(teacher: Known, *, student: Size, tokens: float, laws: Laws) -> C
         student_loss_nats=float(distillation_of(laws).loss(student.params, tokens, loss)),
         alone_at_equal_flops_nats=alone(student, flops=flops.total, laws=laws).loss_nats,
         flops=flops,
-        weights_bytes={name: weight_bytes(teacher.config, bits=WEIGHT_BITS[name]) for name in WEIGHTS},
+        weights_bytes={
+            **{name: weight_bytes(teacher.config, bits=WEIGHT_BITS[name]) for name in WEIGHTS},
+            EXPERTS_IN_MXFP4: weight_bytes(teacher.config, expert_bits=WEIGHT_BITS["mxfp4"]),
+        },
+        kv_cache_bytes_per_token=kv_cache_bytes_per_token(teacher.config, context=int(student.context)),
         store_bytes={name: tokens * store_bytes_per_token(signal, vocab_size=vocab_size) for name, signal in SIGNALS.items()},
     )
 
@@ -127,7 +137,7 @@ def doubts(teachers: Sequence[Known], *, student: Size) -> list[str]:
     foreign = [teacher.name for teacher in teachers if student.vocab_size not in (None, int(teacher.config["vocab_size"]))]
     assumptions = {
         f"pretraining tokens not public, {CHINCHILLA_TOKENS_PER_PARAMETER:g} per active parameter assumed": undisclosed,
-        "mixtures of experts taken for dense models of their active parameters, which is too low": mixtures,
+        "mixtures of experts taken for dense models of their active parameters, so their loss is predicted too high": mixtures,
         f"another vocabulary than the student's {student.vocab_size}, so losses per token don't compare": foreign,
     }
     said = [f"{assumption}: {', '.join(names)}" for assumption, names in assumptions.items() if names]

@@ -25,18 +25,21 @@ class Crossover:
     """The compute from which training alone is at least as good as distillation, and what both do there."""
 
     flops: float
-    loss_nats: float
-    alone_tokens: float
+    alone: Alone
     distilled: Distilled
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a loss costs."""
+    """What a loss costs, and what is then reached."""
 
     flops: float
-    tokens: float
-    """The student's, and the teacher's where its pretraining is paid for (eq. 34)."""
+    reached: Alone | Distilled
+
+    @property
+    def tokens(self) -> float:
+        """The student's, and the teacher's where its pretraining is paid for (eq. 34)."""
+        return self.reached.tokens if isinstance(self.reached, Distilled) else self.reached.student_tokens
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def crossover(
         return "never"
     flops = np.exp(_bisect(lambda log_flops: not wins(log_flops), float(grid[last]), float(grid[last + 1])))
     best = distilled(student, flops=float(flops), scenario=scenario, laws=laws, bounds=bounds)
-    return Crossover(float(flops), best.loss_nats, alone(student, flops=float(flops), laws=laws).student_tokens, best)
+    return Crossover(float(flops), alone(student, flops=float(flops), laws=laws), best)
 
 
 def efficiency(student: Size, *, loss_nats: float, laws: Laws = PUBLISHED, bounds: Bounds | None = None) -> Efficiency:
@@ -97,7 +100,7 @@ def _cost(student: Size, loss_nats: float, reach: Callable[[float], Alone | Dist
     flops = float(np.exp(_bisect(reaches, float(np.log(_least_flops(student))), high)))
     result = reach(flops)
     assert result is not None, "the bisection ends where the loss is reached"
-    return Cost(flops, result.tokens if isinstance(result, Distilled) else result.student_tokens)
+    return Cost(flops, result)
 
 
 def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:

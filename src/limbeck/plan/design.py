@@ -17,11 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from limbeck.errors import SpecError
 from limbeck.plan.accounting import student_parameters, training_flops_per_token
-from limbeck.plan.family import ASPECT_RATIO, FAMILY, OMEGA, Member, short
+from limbeck.plan.family import FAMILY, Member, nearest_member, short
 from limbeck.plan.quantities import amount, is_amount
 from limbeck.plan.study_price import ArmPrice, StudyPrice, price_study
 from limbeck.plan.teachers import find
@@ -148,15 +146,9 @@ def member_of(text: str, *, source: str) -> Member:
     if key == "layers" and layers.isdecimal() and int(layers) > 0:
         return Member(int(layers))
     if is_amount(text):
-        return _nearest_member(amount(text, source=source))
-    raise SpecError(f"{source}={text} is no size (198M), family member or layers=NUMBER{nearest(text, list(named))}")
-
-
-def _nearest_member(params: float) -> Member:
-    """The member of one layer or more whose size is nearest in ratio; the size grows about as 12 d^2 layers."""
-    about = round(np.cbrt(params / (OMEGA * ASPECT_RATIO**2)))
-    around = [Member(layers) for layers in range(max(1, about - 2), about + 3)]
-    return min(around, key=lambda member: abs(np.log(member.params / params)))
+        return nearest_member(amount(text, source=source))
+    hint = nearest(text, list(named), shown=[f"{FAMILY[0].name} to {FAMILY[-1].name}"])
+    raise SpecError(f"{source}={text} is no size (198M), family member or layers=NUMBER{hint}")
 
 
 def design(

@@ -93,8 +93,10 @@ def flops_per_token(params: ArrayLike, *, context: float = CONTEXT, vocabulary: 
 
 
 def nearest_member(params: float) -> Member:
-    """The member whose size is nearest in ratio."""
-    return min(FAMILY, key=lambda member: abs(np.log(member.params / params)))
+    """The member of any number of layers, from one up, whose size is nearest in ratio; sizes grow about as 12 d^2 layers."""
+    about = round(np.cbrt(params / (OMEGA * ASPECT_RATIO**2)))
+    around = [Member(layers) for layers in range(max(1, about - 2), about + 3)]
+    return min(around, key=lambda member: abs(np.log(member.params / params)))
 
 
 def short(amount: float) -> str:

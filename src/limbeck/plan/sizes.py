@@ -27,7 +27,10 @@ def size_of(student: str) -> Size:
         return Size(member.name, float(member.params), member.exact_flops_per_token)
     if student not in shipped("recipes") and not student.endswith((".yaml", ".yml")):
         names = [*shipped("recipes"), *members]
-        raise SpecError(f"--student={student} is no number, family member, recipe or file{nearest(student, names)}")
+        shown = [*shipped("recipes"), f"{FAMILY[0].name} to {FAMILY[-1].name}"]
+        raise SpecError(
+            f"--student={student} is no number, family member, recipe or file{nearest(student, names, shown=shown)}"
+        )
     return size_of_recipe(load_recipe(student))
 
 

@@ -107,8 +107,8 @@ def cache_or_live(
         ("read_bytes_per_second", read_bytes_per_second),
         ("flops_per_second", flops_per_second),
     ):
-        if not amount > 0:
-            raise LimbeckError(f"{name}={amount} must be more than 0")
+        if not (amount > 0 and (math.isfinite(amount) or name.endswith("per_second"))):
+            raise LimbeckError(f"{name}={amount} must be more than 0 and finite")
     scoring_flops, training_flops = unique_tokens * teacher_flops_per_token, unique_tokens * training_flops_per_token
     scoring, training = scoring_flops / flops_per_second, training_flops / flops_per_second
     store_bytes = unique_tokens * store_bytes_per_token

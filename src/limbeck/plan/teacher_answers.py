@@ -1,16 +1,17 @@
 """What `limbeck plan` answers about teachers that exist, as plain values for machines: one function a question."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from limbeck.errors import SpecError
 from limbeck.plan.accounting import TRAINING_OVER_FORWARD, teacher_flops_per_token, teacher_parameters
-from limbeck.plan.allocate import Alone, Distilled, Size
+from limbeck.plan.allocate import Alone, Distilled, Size, loss_alone
 from limbeck.plan.answers import about
-from limbeck.plan.choose import CHINCHILLA_TOKENS_PER_PARAMETER, STORED_SIGNALS, candidates, choice, doubts, known
+from limbeck.plan.choose import CHINCHILLA_TOKENS_PER_PARAMETER, STORED_SIGNALS, Candidate, candidates, choice, doubts, known
 from limbeck.plan.devices import Device, hours, sustained_flops_per_second
-from limbeck.plan.laws import Laws, loss_of
+from limbeck.plan.laws import Laws
 from limbeck.plan.storage import cache_or_live, store_bytes_per_token
 from limbeck.plan.teachers import catalogue, resolve
 from limbeck.plan.verdict import mistrust
@@ -23,7 +24,7 @@ def of_teachers(
     """What a student would reach on so many tokens with each of the teachers that exist, and what each costs."""
     teachers = known(names)
     ranked = candidates(teachers, student=student, tokens=tokens, laws=laws)
-    by_itself = Alone(float(loss_of(laws.supervised, student.params, tokens)), tokens)
+    by_itself = Alone(loss_alone(student.params, tokens, laws=laws), tokens)
     training_flops = student.training_flops_per_token * tokens
 
     def lasting(flops: float) -> float:
@@ -52,10 +53,18 @@ def of_teachers(
         ],
         "verdict": choice(ranked, alone_nats=by_itself.loss_nats),
         "warnings": [
-            *mistrust(student, alone=by_itself, scenarios=results, fitted=laws.fitted),
+            *mistrust(student, {"supervised": by_itself, **results}, fitted=laws.fitted),
             *doubts(teachers, student=student),
+            *_too_large(ranked, device=device, count=count),
         ],
     }
+
+
+def _too_large(ranked: Sequence[Candidate], *, device: Device, count: int) -> Iterator[str]:
+    memory = (device.memory_bytes or math.inf) * count
+    large = [candidate.name for candidate in ranked if min(candidate.weights_bytes.values()) > memory]
+    if large:
+        yield f"weights larger than the {memory / 1e9:.0f} GB of {count} x {device.name} even in int4: {', '.join(large)}"
 
 
 def of_catalogue(*, context: float, tokens: float) -> dict[str, Any]:
@@ -113,12 +122,14 @@ def of_cache(
     )
     cached, live = (seconds / 3600 for seconds in (result.cached_seconds, result.live_seconds))
     spent = f"{cached:.3g} hours and {result.store_bytes / 1e9:.3g} GB stored, {live:.3g} hours live"
-    edge = f"storing pays above {result.break_even_passes:.3g} passes, you have {passes:g}"
+    pays = math.isfinite(result.break_even_passes)
+    edge = f"storing pays above {result.break_even_passes:.3g} passes" if pays else "storing never pays: reading is too slow"
     return {
         "teacher": name,
         "student": student.name,
         "signal": signal,
         "passes": passes,
         **asdict(result),
-        "verdict": f"{result.recommendation}: {spent}; {edge}",
+        "break_even_passes": result.break_even_passes if pays else None,
+        "verdict": f"{result.recommendation}: {spent}; {edge}, you have {passes:g}",
     }

@@ -43,17 +43,16 @@ def verdict(alone: Alone, scenarios: Mapping[str, Distilled]) -> str:
     return f"{sentence}; train without a teacher if {what} is on your budget ({scenarios[cost].loss_nats:.4f})"
 
 
-def mistrust(student: Size, *, alone: Alone, scenarios: Mapping[str, Distilled], fitted: FittedRange) -> list[str]:
+def mistrust(student: Size, results: Mapping[str, Alone | Distilled], *, fitted: FittedRange) -> list[str]:
     """Every number of a plan that leaves the fitted range, or that nobody could act on, in one sentence each."""
-    tokens = {"supervised": alone.student_tokens, **{name: result.student_tokens for name, result in scenarios.items()}}
-    losses = {name: result.teacher_loss_nats for name, result in scenarios.items()}
-    teacher_tokens = {name: result.teacher_tokens for name, result in scenarios.items()}
+    tokens = {name: result.student_tokens for name, result in results.items()}
+    distilled = {name: result for name, result in results.items() if isinstance(result, Distilled)}
     return [
         *size_outside(student, fitted),
         *_outside("student tokens", tokens, fitted.tokens),
-        *few_tokens(student, tokens),
-        *_outside("teacher loss", losses, fitted.teacher_loss),
-        *_more_than_exists(teacher_tokens),
+        *_few_tokens(student, tokens),
+        *_outside("teacher loss", {name: result.teacher_loss_nats for name, result in distilled.items()}, fitted.teacher_loss),
+        *_more_than_exists({name: result.teacher_tokens for name, result in distilled.items()}),
     ]
 
 
@@ -63,7 +62,7 @@ def size_outside(student: Size, fitted: FittedRange) -> Iterator[str]:
         yield f"student of {short(student.params)} parameters: outside the fitted {_between(fitted.params)}, an extrapolation"
 
 
-def few_tokens(student: Size, tokens: Mapping[str, float]) -> Iterator[str]:
+def _few_tokens(student: Size, tokens: Mapping[str, float]) -> Iterator[str]:
     """Where the published law promises much for a strong teacher and hardly any text."""
     few = [name for name, amount in tokens.items() if amount < FEW_TOKENS_PER_PARAMETER * student.params]
     if few:

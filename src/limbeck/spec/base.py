@@ -54,12 +54,12 @@ def _one_line(root: type[Spec], error: ValidationError) -> str:
             return f"{path}={given!r}: {first['msg']}"
 
 
-def nearest(name: str, valid: list[str]) -> str:
-    """The end of an error sentence: the nearest valid name, and all of them."""
+def nearest(name: str, valid: list[str], *, shown: list[str] | None = None) -> str:
+    """The end of an error sentence: the nearest valid name, and all of them, or what is `shown` in their place."""
     spelt = {each.casefold(): each for each in valid}
     close = [spelt[each] for each in difflib.get_close_matches(name.casefold(), list(spelt), n=1)]
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (valid: {', '.join(valid)})" if valid else hint
+    return f"{hint} (valid: {', '.join(shown or valid)})" if valid else hint
 
 
 def _walk(root: type[Spec], location: tuple[int | str, ...]) -> tuple[str, type[Spec] | None]:
