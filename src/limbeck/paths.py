@@ -5,6 +5,8 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from limbeck.errors import LimbeckError
+
 
 def cache_folder() -> Path:
     """`$LIMBECK_CACHE`, or `limbeck` under `$XDG_CACHE_HOME` or `~/.cache`. Everything in it can be deleted at any time."""
@@ -29,7 +31,7 @@ def write_atomically(path: Path, data: str | Sequence[bytes]) -> None:
     Several processes may write the same file at once: one of theirs stays. `OSError` where the disk refuses.
     """
     chunks = [data.encode("utf-8")] if isinstance(data, str) else data
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             file.writelines(chunks)
@@ -39,6 +41,30 @@ def write_atomically(path: Path, data: str | Sequence[bytes]) -> None:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Before the work whose result `path` is to hold: its folder is made, and a file beside it, which is removed again.
+
+    `LimbeckError` naming the path where either fails, and where something that is no file stands there already.
+    """
+    temporary = _temporary(path) if path.name else path
+    try:
+        if path.is_dir():
+            raise LimbeckError(f"{path} is a folder: name a file")
+        if path.exists() and not path.is_file():
+            raise LimbeckError(f"{path} is a device or a pipe: name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except FileExistsError:  # what `mkdir` says of a parent that is a file
+        raise LimbeckError(f"{path} can't be written ({path.parent} is no folder): name another path") from None
+    except OSError as error:
+        raise LimbeckError(f"{path} can't be written ({error.strerror}): name another path") from None
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:

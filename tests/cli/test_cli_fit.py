@@ -18,6 +18,7 @@ from limbeck.spec.load import load_recipe
 
 Limbeck = Callable[..., Any]
 CSV = Path(__file__).parents[1] / "plan" / "data" / "chinchilla_epoch_svg.csv"
+ISOFLOPS = CSV.with_name("isoflops_openathena.csv")
 COLUMNS = "N=Model Size,D=`Training FLOP`/(6*N),loss=loss"
 EXPECTED = 1.8172 + 477.83 / 1e9**0.34731 + 2143.4 / 2e10**0.36717
 """The refit's loss of 1e9 parameters and 2e10 tokens, by coefficients of an independent script."""
@@ -43,6 +44,103 @@ def test_json_is_the_law_and_how_the_fit_went(limbeck: Limbeck, tmp_path: Path) 
     assert [Path(path).suffix for path in values["figures"]] == [".svg", ".png"]
     assert all(Path(path).is_file() for path in values["figures"])
     assert float(np.exp(read_laws(law).supervised.log_loss(np.log(1e9), np.log(2e10)))) == pytest.approx(EXPECTED, rel=1e-4)
+
+
+MASSIVETEXT = "experiment==ml_scalefit__massivetext__chinchilla"
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        (f"{MASSIVETEXT} and outlier==False",),
+        (f"{MASSIVETEXT} and not outlier",),
+        ("experiment=='ml_scalefit__massivetext__chinchilla' and outlier=='False'",),
+        (f"({MASSIVETEXT}) & (outlier==false)",),
+        (f"{MASSIVETEXT} & (not outlier | loss>100)",),
+        ("ml_scalefit__massivetext__chinchilla==experiment and outlier!=True",),
+        (MASSIVETEXT, "not outlier"),
+        ("not outlier", "N>1", MASSIVETEXT),
+        (f"{MASSIVETEXT} or loss<0", "outlier==False or loss<0"),
+    ],
+)
+def test_rows_are_chosen_in_many_spellings(limbeck: Limbeck, conditions: tuple[str, ...]) -> None:
+    """Numbers of the fit without outliers that an independent script gives."""
+    options = [part for condition in conditions for part in ("--where", condition)]
+    outcome = limbeck("fit", ISOFLOPS, "--columns", "N=params,D=tokens,loss=loss", *options, "--resamples", 0, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    values = json.loads(outcome.out)
+    assert values["points"] == 89
+    assert values["coefficients"]["E"] == pytest.approx(1.8506, abs=0.002)
+    assert 100 * values["mean_relative_error"] == pytest.approx(0.48, abs=0.005)
+
+
+def test_an_experiment_with_its_outliers(limbeck: Limbeck) -> None:
+    arguments = ("--columns", "N=params,D=tokens,loss=loss", "--where", MASSIVETEXT, "--resamples", 0, "--json")
+    assert json.loads(limbeck("fit", ISOFLOPS, *arguments).out)["points"] == 124
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("N=Model Size,C=Training FLOP,D=C/(6*N),loss=loss",),
+        ("D=C/(6*N),loss=loss,C=Training FLOP,N=Model Size",),
+        ("N=Model Size,D=Training FLOP/(6*N),loss=loss",),
+        ("N=Model Size,D=Training FLOP/(6*Model Size),loss=loss",),
+        ("N='Model Size',D='Training FLOP'/(6*N)",),
+        ("N=`Model Size`,D=`Training FLOP`/(6*N)",),
+        ("N=Model Size", "D=Training FLOP/(6*N)"),
+        ("D=C/(6*N),loss=loss", "C=Training FLOP", "N=Model Size"),
+    ],
+)
+def test_columns_in_many_spellings(limbeck: Limbeck, columns: tuple[str, ...]) -> None:
+    options = [part for each in columns for part in ("--columns", each)]
+    outcome = limbeck("fit", CSV, *options, *PUBLISHED[2:], "--resamples", 0, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    values = json.loads(outcome.out)
+    assert values["points"] == 240
+    assert values["coefficients"]["E"] == pytest.approx(1.8172, abs=1e-4)
+    assert values["range"]["tokens"][0] > 1e8
+
+
+@pytest.mark.parametrize("suffix", ["", ".png", ".svg", ".PNG"])
+def test_a_figures_suffix_is_not_doubled(limbeck: Limbeck, tmp_path: Path, suffix: str) -> None:
+    outcome = limbeck("fit", CSV, *PUBLISHED, "--resamples", 0, "--figure", tmp_path / f"fit.v1{suffix}", "--json")
+    expected = [tmp_path / "fit.v1.svg", tmp_path / "fit.v1.png"]
+    assert json.loads(outcome.out)["figures"] == list(map(str, expected))
+    assert sorted(tmp_path.iterdir()) == sorted(expected)
+
+
+@pytest.mark.parametrize("option", ["-o", "--figure"])
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("/proc/law", "can't be written"),
+        ("/dev/null/x", "/dev/null is no folder"),
+        ("/dev/null", "is a device or a pipe"),
+        ("{tmp}/file/x", "file is no folder"),
+        ("{tmp}/file/x/y", "Not a directory"),
+        ("{tmp}/" + 300 * "x", "File name too long"),
+        ("{tmp}", "is a folder"),
+    ],
+)
+def test_what_can_not_be_written_is_said_before_the_fit(
+    limbeck: Limbeck, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, place: str, reason: str
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr("limbeck.plan.fit.fitting.fit_law", lambda *_, **__: pytest.fail("it was fitted"))
+    path = place.format(tmp=tmp_path)
+    outcome = limbeck("fit", CSV, *PUBLISHED, option, path)
+    assert outcome.code == 1
+    assert path in outcome.complaint
+    assert reason in outcome.complaint
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_figures_file_may_be_a_folder_of_the_same_name_less_the_suffix(limbeck: Limbeck, tmp_path: Path) -> None:
+    (tmp_path / "fit").mkdir()
+    assert limbeck("fit", CSV, *PUBLISHED, "--resamples", 0, "--figure", tmp_path / "fit.png").code == 0
+    (tmp_path / "other.svg").mkdir()
+    assert "other.svg is a folder" in limbeck("fit", CSV, *PUBLISHED, "--figure", tmp_path / "other").complaint
 
 
 def test_the_same_seed_gives_the_same_bytes(limbeck: Limbeck) -> None:
@@ -149,6 +247,14 @@ def test_runs_become_both_laws(limbeck: Limbeck, runs: Path) -> None:
     assert values["range"]["teacher_loss"][0] >= 1.9
 
 
+def test_runs_are_chosen_by_several_conditions(limbeck: Limbeck, runs: Path) -> None:
+    arguments = ("--law", "E + A / N**0.4", "--where", "N>3e8", "--where", "D<3e11", "--resamples", 0, "--json")
+    values = json.loads(limbeck("fit", runs, *arguments).out)
+    assert values["range"]["params"][0] > 3e8
+    assert values["range"]["tokens"][1] < 3e11
+    assert "leaves no run" in limbeck("fit", runs, *arguments, "--where", "N>1e12").complaint
+
+
 def test_too_few_runs_alone(limbeck: Limbeck, runs: Path) -> None:
     assert "no run trains without a teacher" in limbeck("fit", *(runs / f"r{place}" for place in range(12, 32))).err
     assert "3 runs without a teacher can't determine" in limbeck("fit", *(runs / f"r{place}" for place in range(9, 32))).err
@@ -171,7 +277,21 @@ def test_too_few_runs_alone(limbeck: Limbeck, runs: Path) -> None:
         ((CSV, *PUBLISHED, "--delta", "0"), 2, "--delta=0 must be above zero"),
         ((CSV, *PUBLISHED, "--supervised", CSV), 2, "is no law"),
         ((CSV, *PUBLISHED, "-o", CSV.parent), 1, "is a folder"),
-        ((CSV, *PUBLISHED, "-o", CSV / "law.json"), 1, "name a path"),
+        ((CSV, *PUBLISHED, "-o", CSV / "law.json"), 1, "name another path"),
+        ((CSV, *PUBLISHED, "--law", "E + A / N^alpha"), 2, "write ** for powers"),
+        ((CSV, *PUBLISHED, "--law", "E + A / N > 2"), 2, "is true or false, and not a loss"),
+        ((CSV, "--columns", "N=Model Size,D=(Training FLOP/6)^2"), 2, "write ** for powers"),
+        ((CSV, "--columns", "N=Model Size,D=Training FLOP,los=loss"), 2, "did you mean 'loss'"),
+        ((CSV, "--columns", "N=Model Size,D=Training FLOP/(6*N),"), 2, "a comma too many"),
+        ((CSV, "--columns", "N=Model Size", "--columns", "N=x"), 2, "names N twice"),
+        ((CSV, "--columns", "N=a,a=b,b=N"), 2, "goes round in a circle"),
+        ((CSV, "--columns", "N=loss>2,D=Training FLOP"), 2, "is true or false"),
+        ((CSV, "--columns", "N='Modl Size'"), 2, "did you mean 'Model Size'"),
+        ((CSV, "--columns", "N='hex_color'*2,D=x"), 1, "hex_color is '#faebdd', which is not a number"),
+        ((CSV, *PUBLISHED, "--where", "los==hex"), 2, "did you mean 'loss'"),
+        ((CSV, *PUBLISHED, "--where", "hex_colr==x"), 2, "did you mean 'hex_color'"),
+        ((CSV, *PUBLISHED, "--where", "hex_color<abc"), 2, "needs 'abc'"),
+        ((CSV, *PUBLISHED, "--law", "E + A*log(5e9-N)", "--hold-out", "N>4e9", "--resamples", 0), 1, "no finite loss at N="),
         ((CSV, CSV), 2, "one CSV file, or run folders"),
         ((CSV.parent,), 1, "is no run and holds none"),
         ((CSV.parent, "--columns", COLUMNS), 2, "--columns is for a CSV file"),
@@ -182,6 +302,18 @@ def test_a_mistake_is_one_line(limbeck: Limbeck, arguments: tuple[object, ...], 
     outcome = limbeck("fit", *arguments)
     assert message in outcome.complaint
     assert outcome.code == code
+
+
+def test_teachers_losses_that_are_empty_are_none(limbeck: Limbeck, tmp_path: Path, distilled_csv: Path) -> None:
+    lines = distilled_csv.read_text(encoding="utf-8").splitlines()
+    alone = [",".join((*line.split(",")[:2], "", line.split(",")[3])) for line in lines[1:]]
+    path = tmp_path / "alone.csv"
+    path.write_text("\n".join([lines[0], *alone]), encoding="utf-8")
+    assert json.loads(limbeck("fit", path, "--resamples", 0, "--json").out)["law"] == "chinchilla"
+    path.write_text("\n".join([lines[0] + ",kind", *(f"{line},a" for line in alone), *(f"{line},d" for line in lines[1:])]))
+    for kind, law in (("a", "chinchilla"), ("d", "distillation")):
+        outcome = limbeck("fit", path, "--where", f"kind=={kind}", "--resamples", 0, "--json")
+        assert json.loads(outcome.out)["law"] == law
 
 
 def test_units_are_doubted_on_stderr(limbeck: Limbeck) -> None:
@@ -198,7 +330,7 @@ def test_fitting_needs_neither_torch_nor_a_drawing_library_and_starting_no_solve
         "import sys, pathlib\n"
         "from limbeck.cli.fit import fit\n"
         "early = {'numpy', 'scipy'} & set(sys.modules)\n"
-        "fit([pathlib.Path(sys.argv[1])], columns=sys.argv[2], resamples=10, as_json=True)\n"
+        "fit([pathlib.Path(sys.argv[1])], columns=[sys.argv[2]], resamples=10, as_json=True)\n"
         "sys.exit(' '.join(early | {'torch', 'transformers', 'matplotlib', 'pandas'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(CSV), COLUMNS], capture_output=True, text=True, check=False)

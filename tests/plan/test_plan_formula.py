@@ -158,6 +158,134 @@ def test_whole_numbers_of_a_table_do_not_wrap_around():
     assert parse_formula("N * D").evaluate({"N": 10**10, "D": 10**11}) == pytest.approx(1e21)
 
 
+COLUMNS = {
+    "kind": np.array(["llama-2", "v1.2", "2024-01-01", "7b", "class", "x/y", "N", "True", "log"]),
+    "outlier": np.array(["True", "False", "False", "true", "True", "False", " false", "True", "FALSE"]),
+    "N": np.arange(9.0),
+    "a b": np.arange(9.0) + 1,
+    "a": np.arange(9.0) * 2,
+    "lambda": np.arange(9.0) * 3,
+    "loss (nats/token)": np.full(9, 2.0),
+    "teacher's loss": np.full(9, 1.5),
+    "µ": np.full(9, 0.5),
+    "2": np.full(9, 100.0),
+    "1e3": np.full(9, 100.0),
+    "-": np.full(9, 100.0),
+    "(a)": np.full(9, 100.0),
+    "a-b": np.arange(9.0) - 100,
+    "b": np.ones(9),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("kind==llama-2", [0]),
+        ("kind==v1.2", [1]),
+        ("kind==2024-01-01", [2]),
+        ("kind == 7b or kind==x/y", [3, 5]),
+        ("kind==class", [4]),
+        ("(kind==7b)|(kind==x/y)&N>4", [3, 5]),
+        ("kind=='N'", [6]),
+        ("'N' == kind", [6]),
+        ("kind==log", [8]),
+        ("kind==True", [7]),
+        ("kind==true", [7]),
+        ("not kind!=log", [8]),
+        ("log==kind", [8]),
+        ("kind!=llama-2 and N<3", [1, 2]),
+        ("outlier", [0, 3, 4, 7]),
+        ("not outlier", [1, 2, 5, 6, 8]),
+        ("outlier==False", [1, 2, 5, 6, 8]),
+        ("outlier!=True", [1, 2, 5, 6, 8]),
+        ("False==outlier & N>5", [6, 8]),
+        ("not outlier and N>5", [6, 8]),
+        ("outlier & N>5 | kind==7b", [3, 7]),
+        ("outlier && N>5 || kind==7b", [3, 7]),
+        ("N==1+2", [3]),
+        ("N==a-N", [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ("N==a+-N", [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ("N==4.0", [4]),
+        ("N!=1e0 and N<3", [0, 2]),
+        ("N==-1*-5", [5]),
+        ("a b==4", [3]),
+        ("4==a b", [3]),
+        ("'a b' > 8", [8]),
+        ("a b - a == 0", [1]),
+        ("a-b == N-100", [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ("N-100 == a-b", [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_conditions_need_neither_quotes_nor_backticks(text, rows):
+    found = parse_formula(text, names=COLUMNS.keys()).holds(COLUMNS)
+    assert np.flatnonzero(found).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a b/(6*a b)", 1 / 6),
+        ("'a b' * 1", 4.0),
+        ('"a b"*b', 4.0),
+        ("`a b`*b", 4.0),
+        ("lambda / N", 3.0),
+        ("loss (nats/token)*N", 6.0),
+        ("log(loss (nats/token))", math.log(2)),
+        ("teacher's loss + loss (nats/token)", 3.5),
+        ("µ*2", 1.0),
+        ("N*2", 6.0),
+        ("N*1e3", 3000.0),
+        ("sqrt(a)", math.sqrt(6)),
+        ("a-b", -97.0),
+        ("a - b", 5.0),
+    ],
+)
+def test_known_names_with_spaces_need_no_backticks(text, expected):
+    values = {name: column[3] for name, column in COLUMNS.items()}
+    assert parse_formula(text, names=values.keys()).evaluate(values) == pytest.approx(expected)
+
+
+def test_the_longest_known_name_is_meant():
+    values = {"Model Size": 2.0, "Model Size (all)": 3.0, "Size": 5.0}
+    assert parse_formula("Model Size (all) * Size", names=values.keys()).evaluate(values) == 15
+    assert parse_formula("Model Size * Size", names=values.keys()).evaluate(values) == 10
+
+
+@pytest.mark.parametrize("text", ["N == D-4", "D-4 == N", "N == 5-band*2", "5-band*2 == N and True == True"])
+def test_arithmetic_is_compared_where_no_name_is_known_before(text):
+    assert parse_formula(text).evaluate({"N": 3.0, "D": 7.0, "band": 1.0})
+    assert parse_formula(text, names=("N", "D", "band")).evaluate({"N": 3.0, "D": 7.0, "band": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kin==llama", "needs 'kin', which is not known; did you mean 'kind'"),
+        ("N==tokns", "needs 'tokns', which is not known"),
+        ("N!=tokns", "needs 'tokns', which is not known"),
+        ("kind<lama", "needs 'lama', which is not known"),
+        ("kind==7", r"compares text with numbers: quote what is text"),
+        ("N==llama-2", r"compares text with numbers"),
+        ("kind!=N", r"compares text with numbers"),
+        ("outlier==0", r"compares text with numbers"),
+        ("kind", "takes text for a condition: only a column of nothing but True and False"),
+        ("not kind", "takes text for a condition"),
+        ("N>1 and kind", "takes text for a condition"),
+    ],
+)
+def test_what_a_condition_can_not_mean_is_said(text, message):
+    with pytest.raises(SpecError, match=message):
+        parse_formula(text, names=COLUMNS.keys()).holds(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_condition"),
+    [("N>2", True), ("not N", True), ("N and D", True), ("N|D", True), ("-N", False), ("(N>2)*1", False), ("N", False)],
+)
+def test_conditions_are_told_from_numbers(text, is_condition):
+    assert parse_formula(text).is_condition == is_condition
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -190,13 +318,15 @@ def test_whole_numbers_of_a_table_do_not_wrap_around():
         "N % 2",
         "N @ D",
         "N << 2",
-        "N & D",
-        "N | D",
+        "N ^ D",
+        "True",
+        "N < True",
+        "N + True",
+        "True + 1",
         "~N",
         "N is D",
         "N in D",
         "N not in D",
-        "True",
         "None",
         "...",
         "1j",
@@ -222,7 +352,14 @@ def test_what_is_no_formula_at_all(text):
         parse_formula(text)
 
 
+def test_powers_are_two_stars():
+    with pytest.raises(SpecError, match=r"'E \+ A / N\^a': write \*\* for powers"):
+        parse_formula("E + A / N^a")
+
+
 def test_what_can_not_stand_is_named():
+    with pytest.raises(SpecError, match="Training FLOP is not a function of formulas"):
+        parse_formula("`Training FLOP`(6 * N)")
     with pytest.raises(SpecError, match=r"'1 \+ N\.real': 'N\.real' can't stand in a formula"):
         parse_formula("1 + N.real")
     with pytest.raises(SpecError, match=r"ln is not a function of formulas.*\(valid: abs, exp, log, log10"):

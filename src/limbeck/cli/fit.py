@@ -1,7 +1,6 @@
 """`limbeck fit DATA.csv` or `limbeck fit RUN…`: a scaling law from measurements."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,8 @@ import typer
 
 from limbeck.cli.arguments import Json
 from limbeck.cli.output import emit
-from limbeck.errors import DataError, LimbeckError, SpecError
+from limbeck.errors import DataError, SpecError
+from limbeck.paths import require_writable
 from limbeck.progress import say
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from limbeck.plan.laws import Supervised
 
 RESAMPLES, RESAMPLES_DISTILLATION = 4000, 1000
+_FIGURES = (".svg", ".png")
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,25 @@ def fit(
         str | None,
         typer.Option(
             help="chinchilla, supervised, distillation or a formula such as 'E + A / N**alpha + B / D**beta'; "
-            "default: distillation where there are teachers' losses, otherwise chinchilla.",
+            "default: distillation where a CSV has teacher_loss, or a run is distilled; otherwise chinchilla.",
             metavar="LAW|FORMULA",
         ),
     ] = None,
     columns: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Where a CSV has N (non-embedding parameters), D (tokens), loss and teacher_loss (nats per token): columns or "
-            "arithmetic on them, backticks around names with spaces. Default: columns of these names.",
+            "arithmetic on them, also with names of your own: N=params,C=flops,D=C/(6*N). Default: columns of these names.",
             metavar="N=COL,D=COL,loss=COL[,teacher_loss=COL]",
         ),
     ] = None,
-    where: Annotated[str | None, typer.Option(help="Use only rows for which this holds.", metavar="COL=='VALUE'")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Use only rows for which this holds, such as 'model==llama and N>1e8'; several must all hold.",
+            metavar="COL==VALUE",
+        ),
+    ] = None,
     drop_lowest: Annotated[
         int,
         typer.Option(
@@ -81,9 +88,7 @@ def fit(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the law for `limbeck plan --law`.", metavar="LAW.json")
     ] = None,
-    figure: Annotated[
-        Path | None, typer.Option(help="Draw the errors: a path without suffix, .svg and .png are written.", metavar="PATH")
-    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the errors, as PATH.svg and PATH.png.", metavar="PATH")] = None,
     as_json: Json = False,
 ) -> None:
     """Fit a scaling law, with intervals, and say how far off it is."""
@@ -93,15 +98,20 @@ def fit(
     if law is not None:
         check_law(law)
     for path in filter(None, (output, figure)):
-        _require_writable(path)
+        require_writable(path)
+    if figure is not None:
+        figure = figure.with_suffix("") if figure.suffix.lower() in _FIGURES else figure
+        for suffix in _FIGURES:
+            require_writable(figure.with_name(figure.name + suffix))
     starts = parse_starts(start) if start is not None else {}
     split_options = {"drop_lowest": drop_lowest, "hold_out": hold_out}
     if all(path.is_dir() for path in data):
-        if columns is not None:
+        if columns:
             raise SpecError("--columns is for a CSV file; run folders say themselves what they measured")
-        chosen = _of_runs(data, law=law, where=where, supervised=supervised, split_options=split_options)
+        chosen = _of_runs(data, law=law, where=where or [], supervised=supervised, split_options=split_options)
     else:
-        chosen = _of_table(data, law=law, columns=columns, where=where, supervised=supervised, split_options=split_options)
+        text = ",".join(columns) if columns else None
+        chosen = _of_table(data, law=law, columns=text, where=where or [], supervised=supervised, split_options=split_options)
     if supervised is not None and chosen.law != "distillation":
         raise SpecError(f"--supervised is for --law distillation; {chosen.law} holds no other law")
     if resamples is None:
@@ -118,7 +128,7 @@ def _of_table(
     *,
     law: str | None,
     columns: str | None,
-    where: str | None,
+    where: Sequence[str],
     supervised: Path | None,
     split_options: Mapping[str, Any],
 ) -> _Chosen:
@@ -131,11 +141,13 @@ def _of_table(
     if data[0].is_dir():
         raise DataError(f"{data[0]} is a folder")
     reading = Reading(read_table(data[0]), parse_columns(columns) if columns is not None else {})
+    hold_out = split_options["hold_out"]
+    reading.refuse_unused({"--where": where, "--hold-out": [] if hold_out is None else [hold_out]})
+    for each in where:
+        reading = reading.where(each)
     law = law or ("distillation" if reading.has("teacher_loss") else "chinchilla")
     if law == "distillation" and not reading.has("teacher_loss"):
         raise SpecError("--law distillation needs the teachers' losses: --columns teacher_loss=COL")
-    if where is not None:
-        reading = reading.where(where)
     points = reading.points(with_teacher=law == "distillation")
     frozen, warnings = _read_supervised(supervised), list[str]()
     if law == "distillation" and frozen is None:
@@ -145,7 +157,7 @@ def _of_table(
 
 
 def _of_runs(
-    data: list[Path], *, law: str | None, where: str | None, supervised: Path | None, split_options: Mapping[str, Any]
+    data: list[Path], *, law: str | None, where: Sequence[str], supervised: Path | None, split_options: Mapping[str, Any]
 ) -> _Chosen:
     from limbeck.plan.fit.choice import supervised_of_runs
     from limbeck.plan.fit.points import condition, split
@@ -160,10 +172,10 @@ def _of_runs(
         raise DataError(f"none of the runs {wanted}, which is what {law} is about")
     if others is not None:
         warnings.append(f"{len(others)} distilled runs are left out: {law} is about training alone")
-    if where is not None:
-        points = points.where(condition(where, points.named(), count=len(points), option="--where"))
+    for each in where:
+        points = points.where(condition(each, points.named(), count=len(points), option="--where"))
         if not len(points):
-            raise DataError(f"--where {where!r} leaves no run")
+            raise DataError(f"--where {each!r} leaves no run")
     frozen = _read_supervised(supervised)
     if law == "distillation" and frozen is None:
         frozen = supervised_of_runs(found.alone)
@@ -174,15 +186,6 @@ def _read_supervised(path: Path | None) -> "Supervised | None":
     from limbeck.plan.law_files import read_laws
 
     return None if path is None else read_laws(path).supervised
-
-
-def _require_writable(path: Path) -> None:
-    """Before anything is computed: `LimbeckError` where `path` can't become a file."""
-    if path.is_dir():
-        raise LimbeckError(f"{path} is a folder: name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise LimbeckError(f"{path.parent} is not writable: name another path")
 
 
 def _deliver(result: "FitResult", split: "Split", *, output: Path | None, figure: Path | None, as_json: bool) -> None:

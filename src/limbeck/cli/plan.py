@@ -157,8 +157,10 @@ def figures(
     as_json: Json = False,
 ) -> None:
     """Everything that the law determines, drawn: as SVG and as PNG, with the numbers beside them."""
+    from limbeck.paths import require_writable
     from limbeck.plan.figures.all import draw_all
 
+    require_writable(output / "figures.json")
     paths = draw_all(output, laws=_laws(law))
     emit({"figures": [str(path) for path in paths]}, as_json=as_json, lines=[str(path) for path in paths])
 
@@ -184,6 +186,7 @@ def design_study(
 ) -> None:
     """An experiment from which a law can be fitted, as a study file with its price; `limbeck study run` runs it."""
     from limbeck.cli.plan_lines import design_lines
+    from limbeck.paths import require_writable
     from limbeck.plan.design import Grid, design, member_of
     from limbeck.plan.design_file import write_design
     from limbeck.plan.devices import find_device, sustained_flops_per_second
@@ -192,6 +195,7 @@ def design_study(
     def amounts(text: str, source: str) -> tuple[float, ...]:
         return tuple(amount(each, source=source) for each in _listed(text))
 
+    require_writable(output)
     grid = Grid(
         students=tuple(member_of(each, source="--students") for each in _listed(students)),
         teachers=tuple(member_of(each, source="--teachers") for each in _listed(teachers)),

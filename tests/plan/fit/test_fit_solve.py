@@ -217,7 +217,11 @@ def test_points_are_checked(values: dict[str, list[float]], message: str) -> Non
     [
         ((1e-9, 1.0, 1.0), "N=COL\\*1e9"),
         ((1.0, 1e-9, 1.0), "D=COL\\*1e9"),
-        ((1e15, 1e15, 1.0), "6 N D"),
+        ((2e-6, 1e-6, 1.0), "6 N D"),
+        ((1.0, 1e-6, 1.0), "D looks like millions, use --columns D=COL\\*1e6"),
+        ((100.0, 1e-4, 1.0), "D looks like millions"),
+        ((1.0, 6e9, 1.0), "more than the text that exists"),
+        ((1e6, 1.0, 1.0), "more than any model has"),
         ((1.0, 1.0, 10.0), "perplexity"),
         ((1.0, 1.0, 5.0), "uniform guess"),
         ((1.0, 1.0, 0.3), "bits per byte"),
@@ -233,3 +237,10 @@ def test_odd_units_are_doubted(scale: tuple[float, float, float], message: str) 
     import re
 
     assert re.search(message, found[0])
+
+
+@pytest.mark.parametrize(("params", "tokens"), [(1e5, 1e5), (1e5, 1e8), (1e7, 1e5), (1e7, 1e8), (1e12, 2e13), (7e10, 2e9)])
+def test_small_runs_and_large_ones_are_not_doubted(params: float, tokens: float) -> None:
+    from limbeck.plan.fit.points import doubts
+
+    assert doubts(Points(np.full(3, params), np.full(3, tokens), np.full(3, 2.5))) == []

@@ -109,6 +109,8 @@ class CustomForm:
 def custom_form(text: str, starts: Mapping[str, float]) -> CustomForm:
     """The form that a formula says; `SpecError` where it can't be a law."""
     form = CustomForm(parse_formula(text), dict(starts))
+    if form.formula.is_condition:
+        raise SpecError(f"{text!r} is true or false, and not a loss: write a formula such as 'E + A / N**alpha'")
     if not form.coefficients:
         raise SpecError(f"{text!r} has nothing to fit: write coefficients as names, such as 'E + A / N**alpha + B / D**beta'")
     if not form.formula.names & set(VARIABLES):

@@ -3,7 +3,7 @@
 N is parameters outside the embeddings, D tokens trained on, losses are cross-entropies in nats per token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.errors import DataError, SpecError
-from limbeck.plan.formula import parse_formula
+from limbeck.plan.formula import Formula, parse_formula
 from limbeck.plan.laws import Array, FittedRange
 
 NAMES = ("N", "D", "loss", "teacher_loss")
 """What the arrays are called in tables and conditions."""
 
-_FEWEST_PARAMS = 1e3
-_FEWEST_TOKENS = 1e4
-_USUAL_FLOPS = (1e9, 1e30)
-"""Of 6 N D: from a toy to far beyond what anybody has trained."""
+_FEWEST_PARAMS, _MOST_PARAMS = 1e3, 1e14
+_FEWEST_TOKENS, _MOST_TOKENS = 1e4, 3e14
+"""The stock of public text by people is 3e14 to 4e14 tokens (Villalobos et al., arXiv 2211.04325)."""
+_PARAMS_PER_TOKEN = 1e3
+_NO_TOY, _FEWEST_TOKENS_BUT_OF_TOYS = 1e7, 1e6
+"""Above so many parameters nobody stops before so many tokens."""
+_FEWEST_FLOPS = 1e9
+"""Of 6 N D: a toy's."""
 _PERPLEXITY = 20.0
 _UNIFORM = 12.5
 """Nats of a uniform guess over 270,000 tokens."""
@@ -89,11 +93,20 @@ def lowest_tokens_per_parameter(points: Points, count: int) -> NDArray[np.bool_]
     return lowest
 
 
+def parse_condition(text: str, names: Collection[str], *, option: str) -> Formula:
+    """A user's condition on what these names mean; `SpecError` naming the option where it can't be read."""
+    try:
+        return parse_formula(text, names=names)
+    except SpecError as error:
+        raise SpecError(f"{option}: {error}") from None
+
+
 def condition(text: str, values: Mapping[str, Any], *, count: int, option: str) -> NDArray[np.bool_]:
     """Which of `count` points a user's condition holds for; `SpecError` where it isn't one."""
+    formula = parse_condition(text, values.keys(), option=option)
     try:
         with np.errstate(all="ignore"):
-            holds = np.asarray(parse_formula(text).evaluate(values))
+            holds = np.asarray(formula.holds(values))
     except SpecError as error:
         raise SpecError(f"{option}: {error}") from None
     if holds.dtype != np.bool_:
@@ -146,14 +159,28 @@ def _doubtful_sizes(params: float, tokens: float) -> list[str]:
     found = []
     if params < _FEWEST_PARAMS:
         found.append(f"the median N is {params:.3g}: N looks like billions or millions, multiply in --columns N=COL*1e9")
+    elif params > _MOST_PARAMS:
+        found.append(f"the median N is {params:.3g}, more than any model has: N is parameters, and not their FLOPs")
     if tokens < _FEWEST_TOKENS:
         found.append(f"the median D is {tokens:.3g}: D looks like billions or millions, multiply in --columns D=COL*1e9")
-    low, high = _USUAL_FLOPS
-    if not found and not low < 6 * params * tokens < high:
+    elif tokens > _MOST_TOKENS:
+        found.append(
+            f"the median D is {tokens:.3g} tokens, more than the text that exists: D is tokens, and not bytes or FLOPs"
+        )
+    elif not found and _too_few_tokens(params, tokens):
+        found.append(
+            f"the median D is {tokens:.3g} for {params:.3g} parameters: D looks like millions, use --columns D=COL*1e6"
+        )
+    if not found and 6 * params * tokens < _FEWEST_FLOPS:
         found.append(
             f"6 N D of the medians is {6 * params * tokens:.2g} FLOPs: N is parameters and D tokens, are the units right?"
         )
     return found
+
+
+def _too_few_tokens(params: float, tokens: float) -> bool:
+    """Far fewer than anybody trains a model of this size on."""
+    return tokens < params / _PARAMS_PER_TOKEN or (params > _NO_TOY and tokens < _FEWEST_TOKENS_BUT_OF_TOYS)
 
 
 def _range(values: Array) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.errors import DataError
 from limbeck.plan.fit.points import Points
 from limbeck.plan.law_files import law_values, range_values
 from limbeck.plan.laws import Array, DistillationLaw, FittedRange, Supervised
@@ -85,6 +86,14 @@ def relative_errors(law: Supervised | DistillationLaw, points: Points) -> Array:
 
 
 def errors_of(law: Supervised | DistillationLaw, points: Points) -> Errors:
-    """How far the law is off at the points."""
+    """How far the law is off at the points; `DataError` naming the first where its loss isn't a finite number."""
     off = np.abs(relative_errors(law, points))
+    wrong = np.flatnonzero(~np.isfinite(off))
+    if len(wrong):
+        first = wrong[0]
+        place = f" ({points.places[first]})" if points.places else ""
+        raise DataError(
+            f"the law has no finite loss at N={points.params[first]:g}, D={points.tokens[first]:g}{place}: "
+            "change the formula, or leave that point out with --where"
+        )
     return Errors(len(points), float(off.mean()), float(off.max()))
