@@ -102,6 +102,16 @@ def test_columns_in_many_spellings(limbeck: Limbeck, columns: tuple[str, ...]) -
     assert values["range"]["tokens"][0] > 1e8
 
 
+def test_a_name_of_ones_own_may_be_for_conditions_alone(limbeck: Limbeck) -> None:
+    arguments = ("--columns", "ratio=D/N", "--hold-out", "ratio<5", "--resamples", 0, "--json")
+    values = json.loads(limbeck("fit", CSV, *PUBLISHED, *arguments).out)
+    assert values["points"] + values["held_out"]["points"] == 240
+    assert values["held_out"]["points"] > 10
+    values = json.loads(limbeck("fit", CSV, *PUBLISHED, *arguments[:2], "--where", "ratio>5", *arguments[4:]).out)
+    assert values["held_out"] is None
+    assert 100 < values["points"] < 240
+
+
 @pytest.mark.parametrize("suffix", ["", ".png", ".svg", ".PNG"])
 def test_a_figures_suffix_is_not_doubled(limbeck: Limbeck, tmp_path: Path, suffix: str) -> None:
     outcome = limbeck("fit", CSV, *PUBLISHED, "--resamples", 0, "--figure", tmp_path / f"fit.v1{suffix}", "--json")
@@ -121,6 +131,7 @@ def test_a_figures_suffix_is_not_doubled(limbeck: Limbeck, tmp_path: Path, suffi
         ("{tmp}/file/x/y", "Not a directory"),
         ("{tmp}/" + 300 * "x", "File name too long"),
         ("{tmp}", "is a folder"),
+        ("/", "is a folder"),
     ],
 )
 def test_what_can_not_be_written_is_said_before_the_fit(

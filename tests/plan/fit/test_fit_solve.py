@@ -220,6 +220,7 @@ def test_points_are_checked(values: dict[str, list[float]], message: str) -> Non
         ((2e-6, 1e-6, 1.0), "6 N D"),
         ((1.0, 1e-6, 1.0), "D looks like millions, use --columns D=COL\\*1e6"),
         ((100.0, 1e-4, 1.0), "D looks like millions"),
+        ((0.1, 3e-5, 1.0), "D looks like millions"),
         ((1.0, 6e9, 1.0), "more than the text that exists"),
         ((1e6, 1.0, 1.0), "more than any model has"),
         ((1.0, 1.0, 10.0), "perplexity"),

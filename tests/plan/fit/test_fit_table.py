@@ -69,6 +69,12 @@ def test_names_of_ones_own_are_for_conditions_too(tmp_path: Path) -> None:
     assert read(tmp_path, SMALL, columns, where="group==b and ratio>=20 and big>2e9").params.tolist() == [2e9]
 
 
+def test_a_column_of_true_and_false_is_a_condition(tmp_path: Path) -> None:
+    text = "N,D,loss,done\n1e8,1e9,3.5,False\n1e9,2e10,2.6,True\n"
+    assert read(tmp_path, text, where="done").params.tolist() == [1e9]
+    assert read(tmp_path, text, where="not done").params.tolist() == [1e8]
+
+
 def test_text_stays_text_where_few_rows_are_left(tmp_path: Path) -> None:
     """`kind` of the rows that are left is empty or a number, but not in the file."""
     path = tmp_path / "data.csv"
@@ -138,7 +144,7 @@ def test_a_byte_order_mark_and_quoted_cells_are_read(tmp_path: Path) -> None:
         (SMALL, "N='a'", None, "no column 'a'"),
         (SMALL, "N='Dd'/2", None, "no column 'Dd'; did you mean 'D'"),
         (SMALL, "N=N^2", None, r"write \*\* for powers"),
-        (SMALL, "", "kind=c", "is not a formula"),
+        (SMALL, "", "kind=c", "--where: 'kind=c' is not a formula"),
         (SMALL, "", "kin==b", "--where: .*'kin'.*did you mean 'kind'"),
         (SMALL, "", "N==tokns", "--where: .*'tokns'"),
         (SMALL, "", "kind<b", "--where: .*needs 'b', which is not known"),
