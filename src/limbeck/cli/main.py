@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from limbeck.cli import cache, evaluate, fit, lab, listing, plan, quickstart, report, show, study, train
+from limbeck.cli import cache, evaluate, fit, lab, listing, plan, quantise, quickstart, report, show, study, train
 from limbeck.errors import LimbeckError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("train")(train.train_recipe)
 app.command("eval")(evaluate.evaluate_model)
 app.command("report")(report.report)
 app.command("show")(show.show)
+app.command("quantise")(quantise.quantise)
 app.command("fit")(fit.fit)
 app.add_typer(plan.app, name="plan", help="Should I distil, from which teacher, for how long?")
 app.add_typer(lab.app, name="lab", help="Where a better teacher makes a worse student: two small laboratories.")

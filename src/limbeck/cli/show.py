@@ -56,7 +56,7 @@ def teacher_config(recipe: Recipe) -> dict[str, Any] | None:
     """The teacher's config.json or catalogue entry; None where there is no teacher, or it isn't on this machine."""
     if recipe.teacher is None:
         return None
-    name = recipe.teacher.model if isinstance(recipe.teacher, HuggingFaceTeacher) else recipe.teacher.slug
+    name = recipe.teacher.model if isinstance(recipe.teacher, HuggingFaceTeacher) else recipe.teacher.model_slug
     known = find(name)
     if known is not None or not isinstance(recipe.teacher, HuggingFaceTeacher) or recipe.teacher.gguf_file is not None:
         return known

@@ -72,7 +72,15 @@ def reads_alike(files: TeacherFiles, store: TokenStore) -> bool:
 
 def _path(spec: TeacherSpec, files: TeacherFiles, store: TokenStore, *, dtype: torch.dtype) -> Path:
     weights = weights_digest(files)
-    described = [files.model, weights, str(dtype), spec.context.model_dump(), store.ids, store.tokenizer_fingerprint]
+    described = [
+        files.model,
+        weights,
+        files.quantisation,
+        str(dtype),
+        spec.context.model_dump(),
+        store.ids,
+        store.tokenizer_fingerprint,
+    ]
     key = hashlib.sha256(json.dumps(described).encode("utf-8")).hexdigest()[:20]
     return cache_folder() / "references" / f"{key}.safetensors"
 

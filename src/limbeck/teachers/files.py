@@ -5,6 +5,7 @@ parsing GGUF takes some twenty seconds every time, the folder less than one. Deq
 rounding (2^-9) is below the error of a quantisation to eight bits or fewer; of a float16 or float32 file it is all there is.
 """
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -33,6 +34,7 @@ class TeacherFiles:
     """A folder or a hub id."""
     revision: str | None = None
     quantisation: str = "none"
+    """What was rounded, in this order: `none`, `gguf Q4_1` by the file, `int4-g128` by the recipe, `gguf Q8_0, int4-g128`."""
     trust_remote_code: bool = False
 
     @property
@@ -43,16 +45,24 @@ class TeacherFiles:
 
 def locate(spec: Teacher) -> TeacherFiles:
     """The files of a teacher. Converts a GGUF file on first use; downloads nothing else."""
+    files = _located(spec)
+    if spec.quantisation is None:
+        return files
+    of_file = [] if files.quantisation == "none" else [files.quantisation]
+    return dataclasses.replace(files, quantisation=", ".join([*of_file, spec.quantisation.slug]))
+
+
+def _located(spec: Teacher) -> TeacherFiles:
     match spec:
         case HuggingFaceTeacher(gguf_file=str(gguf_file)):
-            return _converted(Path(_gguf_in(spec, gguf_file)), name=spec.slug)
+            return _converted(Path(_gguf_in(spec, gguf_file)), name=spec.model_slug)
         case HuggingFaceTeacher():
             return TeacherFiles(spec.model, spec.model, spec.revision, trust_remote_code=spec.trust_remote_code)
         case GGUFTeacher():
-            return _converted(Path(spec.path), name=spec.slug)
+            return _converted(Path(spec.path), name=spec.model_slug)
         case SmolLM2Teacher():
             packaged = _smollm2_in_package()
-            return _converted(packaged, name=spec.slug) if packaged else TeacherFiles(spec.slug, SMOLLM2_HUB_ID)
+            return _converted(packaged, name=spec.model_slug) if packaged else TeacherFiles(spec.model_slug, SMOLLM2_HUB_ID)
 
 
 def read_config(files: TeacherFiles) -> dict[str, Any] | None:

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from limbeck.compute import pick_dtype
 from limbeck.errors import TeacherError
+from limbeck.spec.quantisation import BitsAndBytesQuantisation, Quantisation, TorchAOQuantisation
 from limbeck.spec.teacher import Teacher as TeacherSpec
+from limbeck.teachers.backends import loading_arguments, package_version, quantised_matrices
 from limbeck.teachers.files import TeacherFiles, locate, weights_digest
+from limbeck.teachers.quantise import QuantisedMatrix, quantise, quantised_share, summary, weights_bytes
 
 PROBE_TOKENS = 8
 PROBE_SCALE = 64.0
@@ -33,6 +36,10 @@ class Teacher:
     device: torch.device
     weights: str
     """SHA-256 over the weight files."""
+    quantised: tuple[QuantisedMatrix, ...] = ()
+    """What was rounded when it was loaded; what its file had been quantised with is `files.quantisation`'s to say."""
+    backend: str | None = None
+    """The package that quantised it, and its version."""
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Last hidden states [B, T, E], after the final norm. Pad on the right: attention is causal, so padding is not seen."""
@@ -49,45 +56,81 @@ class Teacher:
     @property
     def identity(self) -> dict[str, str | None]:
         """What makes this teacher's words its own: part of every store's identity."""
-        return {
+        known = {
             "name": self.files.name,
             "weights": self.weights,
             "revision": self.files.revision,
             "quantisation": self.files.quantisation,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+        if not self.quantised:
+            return known
+        by_package = {"quantised_by": self.backend} if self.backend is not None else {}
+        return {**known, "quantised": summary(self.quantised), **by_package}
+
+    @property
+    def weights_bytes(self) -> float:
+        """Of all parameters; where quantisation is simulated, what they would take if they were packed."""
+        return weights_bytes(self.model, self.quantised)
+
+    @property
+    def quantised_share(self) -> float:
+        """Of all parameters."""
+        return quantised_share(self.model, self.quantised)
 
 
 def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
-    """Load a teacher for inference; `TeacherError` says what cannot be found or read."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
+    """Load a teacher for inference, quantised where its spec says so; `TeacherError` says what cannot be found or read."""
     files = locate(spec)
     dtype = pick_dtype(spec.dtype, device)
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            files.model,
-            revision=files.hub_revision,
-            dtype=dtype,
-            trust_remote_code=files.trust_remote_code,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TeacherError(
-            f"teacher {files.name} cannot be loaded from {files.model}: {str(error).strip().splitlines()[0]}"
-        ) from error
-    finally:
-        logging.enable_progress_bar()
+    model = _loaded(files, spec.quantisation, dtype=dtype, device=device)
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and spec.context.window > longest:
         raise TeacherError(
             f"teacher.context.window={spec.context.window} is more than {files.name} can read: set it to {longest} or less"
         )
-    model.requires_grad_(False).eval().to(device)
+    quantised, backend = _quantised(model, spec.quantisation)
     head_VE = _plain_head(model, device)
     vocab_size = len(head_VE) if head_VE is not None else int(model.config.get_text_config().vocab_size)
-    return Teacher(model, files, vocab_size, head_VE, dtype, device, weights_digest(files) or "unknown")
+    weights = weights_digest(files) or "unknown"
+    return Teacher(model, files, vocab_size, head_VE, dtype, device, weights, quantised, backend)
+
+
+def _quantised(model: Any, scheme: Quantisation | None) -> tuple[tuple[QuantisedMatrix, ...], str | None]:
+    """What is quantised in the model, rounding it here where that is simulated; and the package that did it otherwise."""
+    match scheme:
+        case None:
+            return (), None
+        case BitsAndBytesQuantisation() | TorchAOQuantisation():
+            return quantised_matrices(model, scheme), package_version(scheme)
+        case simulated:
+            return quantise(model, simulated), None
+
+
+def _loaded(files: TeacherFiles, scheme: Quantisation | None, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model on its device, ready for inference; a package's scheme is applied on the way."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    packaged = scheme if isinstance(scheme, BitsAndBytesQuantisation | TorchAOQuantisation) else None
+    logging.disable_progress_bar()
+    try:
+        more = loading_arguments(packaged, files, dtype=dtype, device=device) if packaged is not None else {}
+        model = AutoModelForCausalLM.from_pretrained(
+            files.model,
+            revision=files.hub_revision,
+            dtype=dtype,
+            trust_remote_code=files.trust_remote_code,
+            **more,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise TeacherError(
+            f"teacher {files.name} cannot be loaded from {files.model}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    finally:
+        logging.enable_progress_bar()
+    model.requires_grad_(False).eval()
+    return model if packaged is not None else model.to(device)  # a packaged one is there, and may not be moved
 
 
 @torch.no_grad()

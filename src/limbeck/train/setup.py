@@ -203,6 +203,11 @@ def _check_store(signals: SignalStore, recipe: Recipe, texts: Texts) -> None:
             f"{signals.path} was scored by {held['name']} (weights {held['weights']}), but the recipe's teacher is "
             f"{texts.files.name} (weights {weights}): name the store of this teacher, or write one with `limbeck cache write`"
         )
+    if texts.files is not None and texts.files.quantisation != held["quantisation"]:
+        raise StoreError(
+            f"{signals.path} was scored by {held['name']} with quantisation {held['quantisation']}, but the recipe's teacher "
+            f"has {texts.files.quantisation}: set teacher.quantisation as the store was written, or name another store"
+        )
     if recipe.teacher is not None and recipe.teacher.dtype not in ("auto", held["dtype"]):
         raise StoreError(
             f"{signals.path} was scored in {held['dtype']}, not in teacher.dtype={recipe.teacher.dtype}: name another store"
