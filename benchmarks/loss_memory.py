@@ -32,8 +32,9 @@ def topk_rows(arguments: argparse.Namespace) -> TopKRows:
     start_T1 = torch.randint(arguments.vocabulary, (arguments.tokens, 1))
     ids_TK = (start_T1 + torch.arange(arguments.k) * (arguments.vocabulary // arguments.k)) % arguments.vocabulary
     log_probs_TK = torch.randn(arguments.tokens, arguments.k + 1).log_softmax(-1)
-    rows = TopKRows(ids_TK, log_probs_TK[:, :-1].contiguous(), log_probs_TK[:, -1].exp())
-    return TopKRows(*(tensor.to(arguments.device) for tensor in (rows.ids_TK, rows.log_probs_TK, rows.tail_T)))
+    entropy_T = torch.full((arguments.tokens,), 2.0)
+    rows = TopKRows(ids_TK, log_probs_TK[:, :-1].contiguous(), log_probs_TK[:, -1].exp(), entropy_T)
+    return TopKRows(*(tensor.to(arguments.device) for tensor in (rows.ids_TK, rows.log_probs_TK, rows.tail_T, rows.entropy_T)))
 
 
 def materialised_kl(logits_TV: Tensor, rows: TopKRows) -> Tensor:

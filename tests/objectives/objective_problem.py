@@ -48,7 +48,7 @@ def same_teacher(given: Problem) -> Problem:
 def topk_rows(probs_TV: Tensor, k: int) -> TopKRows:
     top = probs_TV.topk(k)
     rest_TV = probs_TV.scatter(1, top.indices, 0.0)
-    return TopKRows(top.indices, top.values.log(), rest_TV.sum(-1))
+    return TopKRows(top.indices, top.values.log(), rest_TV.sum(-1), torch.special.entr(probs_TV).sum(-1))
 
 
 def hard_rows(probs_TV: Tensor) -> HardRows:
@@ -65,7 +65,7 @@ def sampled_rows(draws_TN: Tensor, probs_TV: Tensor) -> SampledRows:
     width = max(len(ids) for ids, _ in counted)
     ids_TK = torch.stack([torch.nn.functional.pad(ids, (0, width - len(ids))) for ids, _ in counted])
     counts_TK = torch.stack([torch.nn.functional.pad(counts, (0, width - len(counts))) for _, counts in counted])
-    return SampledRows(ids_TK, counts_TK, draws_TN.shape[1], torch.special.entr(probs_TV).sum(-1))
+    return SampledRows(ids_TK, counts_TK, torch.special.entr(probs_TV).sum(-1))
 
 
 def loss_of(objective: Objective, given: Problem, rows: SignalRows | None = None, **options: object) -> LossOutput:

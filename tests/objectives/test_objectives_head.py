@@ -146,7 +146,7 @@ def test_float32_gives_float32_close_to_float64() -> None:
 def in_float32(rows: TopKRows | DenseRows) -> TopKRows | DenseRows:
     if isinstance(rows, DenseRows):
         return DenseRows(rows.hidden_TE.float(), rows.head_VE.float(), rows.temperature)
-    return TopKRows(rows.ids_TK, rows.log_probs_TK.float(), rows.tail_T.float())
+    return TopKRows(rows.ids_TK, rows.log_probs_TK.float(), rows.tail_T.float(), rows.entropy_T.float())
 
 
 @pytest.mark.parametrize("signal", ["topk", "dense"])

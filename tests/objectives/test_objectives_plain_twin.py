@@ -6,8 +6,8 @@ from objective_problem import Problem, dense_rows, gradients, hard_rows, loss_of
 from reference import bucket_kl, cross_entropy, kl, log_softmax, renormalised_kl, sampled_kl
 from torch import Tensor
 
-from limbeck.objectives.objective import _warn_renormalised
-from limbeck.signals.types import SignalRows
+from limbeck.objectives.objective import _warn
+from limbeck.signals.types import SignalRows, TopKRows
 from limbeck.spec.objective import CrossEntropy, ForwardKL, HardLabels, Mixture, Objective, WeightedTerm
 
 KINDS = ("topk", "topk k=V", "sampled", "hard", "dense")
@@ -85,7 +85,7 @@ def test_renormalised_equals_plain_and_warns_once() -> None:
     p_TV = given.teacher_probs()
     rows = topk_rows(p_TV, 6)
     plain = renormalised_kl(p_TV, log_softmax(given.hidden_TD, given.head_VD), rows.ids_TK).mean()
-    _warn_renormalised.cache_clear()
+    _warn.cache_clear()
     with pytest.warns(UserWarning, match="biased"):
         assert_equal(ForwardKL(tail="renormalised"), plain, given, rows=rows)
     output = loss_of(ForwardKL(tail="renormalised"), given, rows=rows)  # a second warning would be an error
@@ -144,7 +144,7 @@ def test_micro_batches_with_the_global_normaliser_sum_to_the_whole() -> None:
     found = [torch.zeros_like(given.hidden_TD), torch.zeros_like(given.head_VD)]
     # Parts of 4 and 9 positions: a mean of their means would weigh them alike.
     for part in (slice(0, 4), slice(4, 13)):
-        part_rows = type(rows)(rows.ids_TK[part], rows.log_probs_TK[part], rows.tail_T[part])
+        part_rows = TopKRows(rows.ids_TK[part], rows.log_probs_TK[part], rows.tail_T[part], rows.entropy_T[part])
         texts = {"hidden_TD": given.hidden_TD[part], "targets_T": given.targets_T[part], "mask_T": mask_T[part]}
         loss = loss_of(ForwardKL(), given, part_rows, normaliser=torch.tensor(12.0), **texts).loss
         total += loss.detach()

@@ -107,9 +107,9 @@ def repeated(rows: SignalRows, times: int) -> SignalRows:
 
     match rows:
         case TopKRows():
-            return TopKRows(many(rows.ids_TK), many(rows.log_probs_TK), many(rows.tail_T))
+            return TopKRows(many(rows.ids_TK), many(rows.log_probs_TK), many(rows.tail_T), many(rows.entropy_T))
         case SampledRows():
-            return SampledRows(many(rows.ids_TK), many(rows.counts_TK), rows.draws, many(rows.entropy_T))
+            return SampledRows(many(rows.ids_TK), many(rows.counts_TK), many(rows.entropy_T))
         case DenseRows():
             return DenseRows(many(rows.hidden_TE), rows.head_VE, rows.temperature)
         case _:
@@ -225,7 +225,8 @@ def test_ids_of_zero_probability_say_nothing() -> None:
     rows = topk_rows(p_TV, 4)
     padding = torch.zeros(13, 3, dtype=torch.int64)
     nothing = torch.full((13, 3), float("-inf"), dtype=torch.float64)
-    padded = TopKRows(torch.cat([rows.ids_TK, padding], 1), torch.cat([rows.log_probs_TK, nothing], 1), rows.tail_T)
+    ids_TK, log_probs_TK = torch.cat([rows.ids_TK, padding], 1), torch.cat([rows.log_probs_TK, nothing], 1)
+    padded = TopKRows(ids_TK, log_probs_TK, rows.tail_T, rows.entropy_T)
     plain, with_padding = (loss_of(ForwardKL(), given, signal).loss for signal in (rows, padded))
     torch.testing.assert_close(with_padding, plain, rtol=0, atol=1e-14)
     torch.testing.assert_close(gradients(with_padding, given), gradients(plain, given), rtol=0, atol=1e-14)
@@ -238,7 +239,7 @@ def extreme_target(kind: str) -> SparseTarget:
     """Two ids, 0 and 1, with all mass, with a little tail, or with half of it."""
     tail = {"no tail": 0.0, "denormal tail": 1e-40, "small tail": 1e-7, "half tail": 0.5}[kind]
     probs = torch.tensor([[1 - tail, 0.0]])
-    return SparseTarget(torch.tensor([[0, 1]]), probs, torch.tensor([tail]), torch.zeros(1))
+    return SparseTarget(torch.tensor([[0, 1]]), probs, torch.tensor([tail]), torch.zeros(1), torch.zeros(1))
 
 
 @pytest.mark.parametrize("tail", ["no tail", "denormal tail", "small tail", "half tail"])
@@ -247,7 +248,7 @@ def test_extreme_values_stay_finite_in_float32(logits: list[float], tail: str) -
     target = extreme_target(tail)
     head_VD = torch.tensor(logits)[:, None].requires_grad_()
     hidden_TD = torch.ones(1, 1, requires_grad=True)
-    rows = TopKRows(target.ids_TK, target.probs_TK.log(), target.tail_T)
+    rows = TopKRows(target.ids_TK, target.probs_TK.log(), target.tail_T, target.entropy_T)
     texts = {"hidden_TD": hidden_TD, "head_VD": head_VD, "targets_T": torch.tensor([2])}
     loss = loss_of(ForwardKL(), problem(), rows, **texts).loss
     found = torch.autograd.grad(loss, (hidden_TD, head_VD))
@@ -260,7 +261,7 @@ def test_extreme_values_stay_finite_in_float32(logits: list[float], tail: str) -
 def test_a_student_without_a_tail_is_pushed_to_grow_one() -> None:
     """Its own tail, 1e-9, is lost in float32 beside 1, yet the direction of the gradient must survive."""
     z_TV = torch.tensor([[20.7, 0.0]], requires_grad=True)
-    target = SparseTarget(torch.tensor([[0]]), torch.tensor([[0.5]]), torch.tensor([0.5]), torch.tensor([0.6931]))
+    target = SparseTarget(torch.tensor([[0]]), torch.tensor([[0.5]]), torch.tensor([0.5]), torch.tensor([0.6931]), None)
     (gradient,) = torch.autograd.grad(forward_kl(statistics_of(z_TV, target.ids_TK), target).sum(), z_TV)
     assert gradient[0, 1] < 0
 
@@ -270,5 +271,5 @@ def test_what_a_signal_cannot_give_is_refused() -> None:
     with pytest.raises(SpecError, match="needs a teacher"):
         loss_of(ForwardKL(), given)
     for kind in ("sampled", "dense"):
-        with pytest.raises(SpecError, match="hard or topk"):
+        with pytest.raises(SpecError, match="use signal hard or topk or topp or hybrid"):
             loss_of(HardLabels(), given, rows_of(kind, given))

@@ -1,1 +1,3 @@
-"""What the student minimises: head statistics (`head`), losses per token (`divergences`), the one reduction (`objective`)."""
+"""What the student minimises: head statistics (`head`, `chunks`), losses per token (`divergences`, `pairs`, `hidden`), an
+objective's parts and their factors (`parts`, `schedule`), the one reduction (`objective`).
+"""

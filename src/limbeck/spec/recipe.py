@@ -7,9 +7,9 @@ from pydantic import Field, PositiveInt, model_validator
 from limbeck.spec.base import Spec
 from limbeck.spec.budget import Budget
 from limbeck.spec.data import Data
-from limbeck.spec.objective import ForwardKL, HardLabels, Objective, needs_teacher, terms
+from limbeck.spec.objective import Objective, check_signal, needs_teacher
 from limbeck.spec.optim import Cosine, Optimizer, Schedule
-from limbeck.spec.signal import DenseSignal, HardSignal, Signal, TopKSignal
+from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
 from limbeck.spec.student import Student
 from limbeck.spec.teacher import Teacher
 
@@ -62,20 +62,9 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _objective_has_its_signal(self) -> Self:
-        if not needs_teacher(self.objective):
-            return self
-        if self.signal is None:
-            raise ValueError(f"objective.kind={self.objective.kind} reads a teacher's signal: set signal.kind")
-        if self.teacher is None:
+        check_signal(self.objective, self.signal)
+        if needs_teacher(self.objective) and self.teacher is None:
             raise ValueError(f"objective.kind={self.objective.kind} needs a teacher: set teacher.kind")
-        for weighted in terms(self.objective):
-            match weighted.term:
-                case HardLabels() if not isinstance(self.signal, HardSignal | TopKSignal):
-                    raise ValueError(f"signal.kind={self.signal.kind} has no top-1: hard labels need hard or topk")
-                case ForwardKL() if isinstance(self.signal, HardSignal):
-                    raise ValueError("signal.kind=hard is no distribution: forward_kl needs topk, sampled or dense")
-                case ForwardKL(tail="renormalised") if not isinstance(self.signal, TopKSignal):
-                    raise ValueError(f"objective.tail=renormalised is about topk; signal.kind={self.signal.kind} has no tail")
         return self
 
     @model_validator(mode="after")
@@ -91,20 +80,8 @@ class Recipe(Spec):
 
     @property
     def signal_slug(self) -> str:
-        """The signal as a name for folders."""
-        match self.signal:
-            case None:
-                return "none"
-            case TopKSignal(k=k, temperature=temperature):
-                slug = f"topk-{k}"
-            case HardSignal():
-                return "hard"
-            case DenseSignal(temperature=temperature):
-                slug = "dense"
-            case sampled:
-                slug, temperature = f"sampled-{sampled.draws}", sampled.temperature
-                slug += f"-seed{sampled.seed}" if sampled.seed else ""
-        return slug if temperature == 1 else f"{slug}-t{temperature:g}"
+        """The signal as a name for folders: another one for every signal that gives other rows."""
+        return "none" if self.signal is None else _slug(self.signal)
 
     @property
     def store_path(self) -> str:
@@ -118,3 +95,34 @@ class Recipe(Spec):
     def run_path(self) -> str:
         """Where the run of this recipe lies."""
         return f"{self.output}/runs/{self.name}"
+
+
+def _slug(signal: Signal) -> str:
+    """Kind and sizes, then what departs from the defaults."""
+    match signal:
+        case TopKSignal(k=k):
+            named = [f"topk-{k}"]
+        case TopPSignal(p=p, cap=cap):
+            named = [f"topp-{_number(p)}-{cap}"]
+        case SampledSignal(draws=draws, min_draws=min_draws, full_entropy_nats=full):
+            named = [f"sampled-{draws}"]
+            named += [f"min{min_draws}"] if min_draws is not None else []
+            named += [f"full{_number(full)}"] if full != SampledSignal().full_entropy_nats else []
+            named += [f"proposal{_number(signal.proposal_temperature)}"] if signal.proposal_temperature != 1 else []
+            named += ["top1"] if signal.keep_top1 else []
+        case HybridSignal(k=k, draws=draws):
+            named = [f"hybrid-{k}-{draws}"]
+        case HardSignal() | DenseSignal():
+            named = [signal.kind]
+    if isinstance(signal, SampledSignal | HybridSignal) and signal.seed:
+        named.append(f"seed{signal.seed}")
+    if not isinstance(signal, HardSignal) and signal.temperature != 1:
+        named.append(f"t{_number(signal.temperature)}")
+    if isinstance(signal, TopKSignal | TopPSignal | HybridSignal) and signal.values != "float16":
+        named.append(signal.values)
+    return "-".join(named)
+
+
+def _number(value: float) -> str:
+    """The shortest decimal that is this number, as `2` and `0.95` are."""
+    return repr(value).removesuffix(".0")

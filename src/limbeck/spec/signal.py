@@ -4,24 +4,41 @@
 lives here and not in the objective because a sparse signal cannot be brought to another temperature afterwards.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from limbeck.spec.base import Spec
 
+Values = Literal["float16", "uint8"]
+"""How log-probs are kept: 11 significant bits, or 256 steps; `limbeck.signals.codec` states the error of both."""
 
-class TopKSignal(Spec):
+
+class _SparseSignal(Spec):
+    live: bool = False
+    """True: the teacher runs inside the training loop; False: rows come from a signal store."""
+
+
+class TopKSignal(_SparseSignal):
     """The k most probable next tokens with their log-probs, and the mass of all others (the tail)."""
 
     kind: Literal["topk"] = "topk"
     k: PositiveInt = 64
     temperature: float = Field(1.0, gt=0)
-    live: bool = False
-    """True: the teacher runs inside the training loop; False: rows come from a signal store."""
+    values: Values = "float16"
 
 
-class SampledSignal(Spec):
+class TopPSignal(_SparseSignal):
+    """The fewest most probable tokens whose mass is at least `p`, but no more than `cap`; and the tail's mass."""
+
+    kind: Literal["topp"] = "topp"
+    p: float = Field(0.95, gt=0, lt=1)
+    cap: PositiveInt = 100
+    temperature: float = Field(1.0, gt=0)
+    values: Values = "float16"
+
+
+class SampledSignal(_SparseSignal):
     """`draws` independent draws with replacement from the teacher's distribution (Random Sampling KD, arXiv 2503.16870).
 
     Unbiased: the mean of counts / draws is the teacher's distribution. Draws depend on `seed`, the document and the position
@@ -30,16 +47,39 @@ class SampledSignal(Spec):
 
     kind: Literal["sampled"] = "sampled"
     draws: PositiveInt = 50
+    min_draws: PositiveInt | None = None
+    """None: `draws` everywhere. Otherwise so many where the teacher is certain, rising with its entropy to `draws`."""
+    full_entropy_nats: float = Field(3.0, gt=0)
+    """The entropy from which on `draws` are drawn; means nothing without `min_draws`."""
+    proposal_temperature: float = Field(1.0, gt=0)
+    """Draws come from the teacher's distribution at this temperature besides its own, and carry importance weights."""
     temperature: float = Field(1.0, gt=0)
     seed: int = Field(0, ge=0)
-    live: bool = False
+    keep_top1: bool = False
+    """Also keep the teacher's most probable token, which draws alone may miss."""
+
+    @model_validator(mode="after")
+    def _fewer_at_least(self) -> Self:
+        if self.min_draws is not None and self.min_draws > self.draws:
+            raise ValueError(f"min_draws={self.min_draws} exceeds draws={self.draws}")
+        return self
 
 
-class HardSignal(Spec):
+class HybridSignal(_SparseSignal):
+    """The k most probable tokens exactly, and `draws` draws with replacement from the rest: unbiased, with less variance."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    k: PositiveInt = 12
+    draws: PositiveInt = 16
+    temperature: float = Field(1.0, gt=0)
+    seed: int = Field(0, ge=0)
+    values: Values = "float16"
+
+
+class HardSignal(_SparseSignal):
     """The teacher's most probable next token."""
 
     kind: Literal["hard"] = "hard"
-    live: bool = False
 
 
 class DenseSignal(Spec):
@@ -50,5 +90,7 @@ class DenseSignal(Spec):
     live: Literal[True] = True
 
 
-StoredSignal = Annotated[TopKSignal | SampledSignal | HardSignal, Field(discriminator="kind")]
-Signal = Annotated[TopKSignal | SampledSignal | HardSignal | DenseSignal, Field(discriminator="kind")]
+StoredSignal = Annotated[TopKSignal | TopPSignal | SampledSignal | HybridSignal | HardSignal, Field(discriminator="kind")]
+Signal = Annotated[
+    TopKSignal | TopPSignal | SampledSignal | HybridSignal | HardSignal | DenseSignal, Field(discriminator="kind")
+]

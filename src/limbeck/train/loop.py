@@ -15,7 +15,8 @@ import torch
 from limbeck.compute import autocast
 from limbeck.data.loader import Batch
 from limbeck.errors import DivergedError, LimbeckError
-from limbeck.objectives.objective import LossOutput, objective_loss
+from limbeck.objectives.objective import START, LossOutput, objective_loss
+from limbeck.objectives.schedule import Moment
 from limbeck.optim.adamw import build_optimizer
 from limbeck.optim.schedules import lr_factor
 from limbeck.progress import progress, say
@@ -32,11 +33,11 @@ from limbeck.train.setup import Setup
 def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
     """Train to the end of the budget, from the last checkpoint if there is one. Only the process with a `writer` writes."""
     recipe, budget = setup.recipe, setup.recipe.budget
-    optimizer = build_optimizer(recipe.optimizer, setup.student)
+    optimizer = build_optimizer(recipe.optimizer, setup.trained)
     checkpoint = path / "checkpoint.pt"
     costs = Costs()
     if checkpoint.is_file():
-        costs = load_checkpoint(checkpoint, model=setup.student, optimizer=optimizer, dtype=setup.dtype)
+        costs = load_checkpoint(checkpoint, model=setup.trained, optimizer=optimizer, dtype=setup.dtype)
         say(f"{recipe.name}: resuming at step {costs.step}")
     if from_first(costs.step, setup.processes, setup.device) != costs.step:
         raise LimbeckError(f"{path}: processes find different checkpoints; the run folder must be on a disk that all share")
@@ -52,10 +53,9 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
         while fraction(budget, costs) < 1:
             started = time.perf_counter()
             batches = next(steps)
-            lr = recipe.optimizer.lr * lr_factor(
-                recipe.schedule, fraction_during_next_step(budget, costs, step=setup.step_costs)
-            )
-            logged = optimizer_step(setup, optimizer, batches, lr=lr)
+            spent = fraction_during_next_step(budget, costs, step=setup.step_costs)
+            moment = Moment(fraction=spent, lr_factor=lr_factor(recipe.schedule, spent))
+            logged = optimizer_step(setup, optimizer, batches, lr=recipe.optimizer.lr * moment.lr_factor, moment=moment)
             if not math.isfinite(logged["loss_nats"] + logged["grad_norm"]):
                 raise DivergedError(
                     f"{path}: loss or gradient is not finite at step {costs.step + 1}; try a lower optimizer.lr under another "
@@ -70,27 +70,30 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
                 if not last and passes_a_multiple(budget, before, costs, every=recipe.evaluation.every):
                     writer.record("eval", costs, bits_per_byte=measure(setup).bits_per_byte, kl_to_teacher_nats=None)
                 if last or stopping or costs.seconds - saved_at >= recipe.checkpoint.seconds:
-                    save_checkpoint(checkpoint, model=setup.student, optimizer=optimizer, costs=costs, dtype=setup.dtype)
+                    save_checkpoint(checkpoint, model=setup.trained, optimizer=optimizer, costs=costs, dtype=setup.dtype)
                     saved_at = costs.seconds
             if stopping and not last:
                 raise Interrupted(f"{path}: stopped after step {costs.step}; the same command continues from there")
     return costs
 
 
-def optimizer_step(setup: Setup, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], *, lr: float) -> dict[str, float]:
+def optimizer_step(
+    setup: Setup, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], *, lr: float, moment: Moment = START
+) -> dict[str, float]:
     """One step on this process's micro-batches. Returns what is logged, summed over all processes.
 
-    Where loss or gradient is not finite, the student is left as it was.
+    `moment` is what the objective's scheduled weights depend on. Where loss or gradient is not finite, the student is left as
+    it was.
     """
     optimizer.zero_grad(set_to_none=True)
     outputs = []
     for batch in batches:
-        output = batch_loss(setup, batch)
+        output = batch_loss(setup, batch, moment=moment)
         output.loss.backward()
         outputs.append(output)
-    sum_gradients(setup.student, setup.processes)
+    sum_gradients(setup.trained, setup.processes)
     clip = setup.recipe.optimizer.clip_norm
-    grad_norm = torch.nn.utils.clip_grad_norm_(setup.student.parameters(), clip if clip is not None else math.inf)
+    grad_norm = torch.nn.utils.clip_grad_norm_(setup.trained.parameters(), clip if clip is not None else math.inf)
     names = ["loss_nats", *outputs[0].per_term]
     values = torch.stack([torch.stack([output.loss.detach(), *output.per_term.values()]) for output in outputs]).sum(0)
     logged = dict(zip(names, sum_values(values, setup.processes).tolist(), strict=True))
@@ -101,7 +104,7 @@ def optimizer_step(setup: Setup, optimizer: torch.optim.Optimizer, batches: Sequ
     return {**logged, "lr": lr, "grad_norm": float(grad_norm)}
 
 
-def batch_loss(setup: Setup, batch: Batch) -> LossOutput:
+def batch_loss(setup: Setup, batch: Batch, *, moment: Moment = START) -> LossOutput:
     """The objective on one micro-batch, divided by the tokens of the whole step."""
     device = setup.device
     with autocast(setup.dtype, device):
@@ -117,6 +120,8 @@ def batch_loss(setup: Setup, batch: Batch) -> LossOutput:
             targets_T=batch.targets_BT.flatten().to(device),
             rows=to_device(batch.rows, device) if batch.rows is not None else None,
             temperature=setup.temperature,
+            moment=moment,
+            projection=setup.projection,
             normaliser=setup.step_costs.tokens,
         )
 

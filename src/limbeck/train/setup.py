@@ -5,9 +5,9 @@ that differ, a teacher that cannot be had.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from torch import nn
 
 from limbeck.compute import pick_device, pick_dtype
 from limbeck.data.loader import Loader, RowSource
@@ -17,10 +17,11 @@ from limbeck.data.token_store import TokenStore, prepare
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import SpecError, StoreError
 from limbeck.evals.reference import Reference, reads_alike, teacher_reference
+from limbeck.objectives.hidden import build_projection
 from limbeck.progress import say
 from limbeck.runs import Costs
 from limbeck.signals.store import SignalStore
-from limbeck.spec.objective import needs_teacher
+from limbeck.spec.objective import needs_hidden_states, needs_teacher
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
 from limbeck.spec.teacher import Context
@@ -52,6 +53,8 @@ class Setup:
     """Resolved: the student's vocabulary is filled in."""
     texts: Texts
     student: Olmo3
+    projection: nn.Linear | None
+    """Trains with the student and is no part of it: its hidden states to the teacher's width, where the objective needs it."""
     loader: Loader
     processes: Processes
     device: torch.device
@@ -67,6 +70,13 @@ class Setup:
     def temperature(self) -> float:
         """At which teacher and student are compared."""
         return getattr(self.recipe.signal, "temperature", 1.0)
+
+    @property
+    def trained(self) -> nn.Module:
+        """All that the optimizer changes and a checkpoint holds: the student, and the projection where there is one."""
+        if self.projection is None:
+            return self.student
+        return nn.ModuleDict({"student": self.student, "projection": self.projection})
 
 
 def open_texts(recipe: Recipe) -> Texts:
@@ -96,7 +106,7 @@ def open_setup(recipe: Recipe) -> Setup:
     """Resolve and open a recipe. Raises before anything is computed if the recipe asks for what cannot be given."""
     device = pick_device(recipe.device)
     processes = start_processes(device)
-    signals = SignalStore.open(Path(recipe.store_path)) if recipe.uses_store else None
+    signals = SignalStore.open(recipe.store_path) if recipe.uses_store else None
     texts = _first_process_first(recipe, processes)
     if signals is not None:
         _check_store(signals, recipe, texts)
@@ -124,6 +134,7 @@ def open_setup(recipe: Recipe) -> Setup:
         recipe=recipe,
         texts=texts,
         student=build(recipe.student, vocab_size=recipe.student.vocab_size, seed=recipe.seed).to(device),
+        projection=_projection(recipe, teacher, device=device),
         loader=loader,
         processes=processes,
         device=device,
@@ -232,6 +243,16 @@ def _row_source(recipe: Recipe, texts: Texts, signals: SignalStore | None, teach
         assert recipe.signal is not None and recipe.teacher is not None
         return LiveRows(teacher, texts.train, signal=recipe.signal, context=recipe.teacher.context)
     return None
+
+
+def _projection(recipe: Recipe, teacher: Teacher | None, *, device: torch.device) -> nn.Linear | None:
+    if not needs_hidden_states(recipe.objective):
+        return None
+    assert teacher is not None and teacher.head_VE is not None, "hidden states come from a live, dense teacher"
+    projection = build_projection(
+        student_width=recipe.student.hidden_size, teacher_width=teacher.head_VE.shape[1], seed=recipe.seed
+    )
+    return None if projection is None else projection.to(device)
 
 
 def _reference(
