@@ -73,3 +73,15 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_remote(path: Path | str) -> bool:
+    """Whether a store's place is a URL and not a folder."""
+    return "://" in str(path)
+
+
+def same_place(one: Path | str, other: Path | str) -> bool:
+    """Whether two names are those of one place."""
+    if is_remote(one) or is_remote(other):
+        return str(one).rstrip("/") == str(other).rstrip("/")
+    return Path(one) == Path(other)

@@ -110,6 +110,6 @@ def test_list_names_what_recipes_choose_from(limbeck: Callable[..., Any]) -> Non
     listed = json.loads(limbeck("list", "--json").out)
     assert {"nano", "quickstart"} <= set(listed["recipes"])
     assert all(load_recipe(name).name == name for name in listed["recipes"])
-    assert listed["kinds"]["signal"] == ["topk", "sampled", "hard", "dense"]
+    assert listed["kinds"]["signal"] == ["topk", "topp", "sampled", "hybrid", "hard", "dense"]
     text = limbeck("list").out
     assert "recipes: laws, nano, quickstart" in text

@@ -176,7 +176,8 @@ def test_students_of_a_diverged_teacher_are_left_out_and_the_others_go_on(
     bits = {arm["arm"]: arm["bits_per_byte"] for arm in found.as_json()["arms"]}
     assert [arm for arm, value in bits.items() if value is None] == ["from-small", "small", "grandchild"]
     assert not found.runs["from-small"].exists()
-    assert found.stores[1].name == "from-small-topk-20" and not found.stores[1].exists()
+    store = Path(found.stores[1])
+    assert store.name == "from-small-topk-20" and not store.exists()
 
 
 def test_arms_that_were_left_out_are_in_the_report(recipe_file: Path) -> None:
@@ -206,7 +207,7 @@ def test_every_control_has_a_page_with_its_own_arms(recipe_file: Path, monkeypat
     read: dict[str, list[str]] = {}
 
     def spy(runs: Any, *, control: str, folder: Path, stores: Any, **keywords: Any) -> Path:
-        pages[control], read[control] = list(runs), [path.name for path in stores]
+        pages[control], read[control] = list(runs), [Path(path).name for path in stores]
         return folder / "report.html"
 
     monkeypatch.setattr("limbeck.study.run.report_of", spy)

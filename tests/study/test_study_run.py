@@ -99,9 +99,9 @@ def test_arms_start_from_the_same_weights_and_see_the_same_tokens(
     seen: dict[str, list[list[int]]] = {}
     original = loop.batch_loss
 
-    def spy(setup: Any, batch: Any) -> Any:
+    def spy(setup: Any, batch: Any, **named: Any) -> Any:
         seen.setdefault(setup.recipe.name, []).append(batch.tokens_BT.flatten().tolist())
-        return original(setup, batch)
+        return original(setup, batch, **named)
 
     monkeypatch.setattr(loop, "batch_loss", spy)
     records = {arm: open_run(path).events("train") for arm, path in run().runs.items()}

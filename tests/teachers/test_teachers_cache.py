@@ -158,10 +158,12 @@ def test_live_top_k_is_the_cached_one(tmp_path: Path, teacher: Teacher, tokens: 
     assert len(here.ids_TK) == sum(piece.stop - piece.start for piece in asked)
     # The codec: float16 log-probs are within 2^-11 of their value; 1e-5 for the batch composition of the two forwards.
     torch.testing.assert_close(stored.log_probs_TK, here.log_probs_TK, rtol=2**-11, atol=1e-5)
-    # ln(tail) within 2^-11 of its value, so the tail t within t |ln t| 2^-11 <= 2^-11 / e.
-    torch.testing.assert_close(stored.tail_T, here.tail_T, rtol=1e-4, atol=2**-11 / np.e)
-    same_T = (here.ids_TK == stored.ids_TK).all(-1)
-    assert same_T.float().mean() > 0.99  # ids of equal probability may change places
+    # ln(tail) within 0.022 (1/4 - ln t), so the tail t within 0.022 t (1/4 - ln t) < 0.022 / 2.
+    torch.testing.assert_close(stored.tail_T, here.tail_T, rtol=0, atol=0.011)
+    # Ids whose log-probs are the same in float16 change places, but for the first; the last may be one of two that are equal.
+    same_T = (here.ids_TK.sort(-1).values == stored.ids_TK.sort(-1).values).all(-1)
+    assert same_T.float().mean() > 0.99
+    assert (here.ids_TK[:, 0] == stored.ids_TK[:, 0]).float().mean() > 0.999
 
 
 def test_live_draws_are_the_cached_ones(tmp_path: Path, teacher: Teacher, tokens: TokenStore) -> None:
@@ -176,7 +178,8 @@ def test_live_draws_are_the_cached_ones(tmp_path: Path, teacher: Teacher, tokens
             torch.nn.functional.pad(getattr(rows, name), (0, width - rows.ids_TK.shape[1])) for rows in (here, stored)
         )
         assert torch.equal(one, other)
-    torch.testing.assert_close(stored.entropy_T, here.entropy_T, rtol=2**-11, atol=1e-5)
+    # 255 steps over the logarithm of the vocabulary.
+    torch.testing.assert_close(stored.entropy_T, here.entropy_T, rtol=0, atol=np.log(300) / 510 + 1e-5)
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("quickstart")(quickstart.quickstart)
-app.add_typer(cache.app, name="cache", help="Write, describe and check signal stores.")
+app.add_typer(cache.app, name="cache", help="Signal stores: write, describe, check, compare, extend, merge.")
 app.command("train")(train.train_recipe)
 app.command("eval")(evaluate.evaluate_model)
+app.command("quantise")(quantise.quantise)
 app.command("report")(report.report)
 app.command("show")(show.show)
 app.command("quantise")(quantise.quantise)

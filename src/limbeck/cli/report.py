@@ -20,7 +20,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Compare runs with their control: figures, table, what may be concluded."""
-    from limbeck.signals.manifest import is_published
+    from limbeck.signals.places import is_published
     from limbeck.study.run import report_of
 
     opened = {path.name: open_run(path) for path in runs}
@@ -35,7 +35,7 @@ def report(
         control = without[0]
     elif control not in opened:
         raise LimbeckError(f"--control {control} is none of the runs ({', '.join(opened)})")
-    paths = {Path(run.recipe.store_path) for run in opened.values() if run.recipe.uses_store}
+    paths = {run.recipe.store_path for run in opened.values() if run.recipe.uses_store}
     stores = sorted(path for path in paths if is_published(path))
     page = report_of({path.name: path for path in runs}, control=control, stores=stores, title=title, folder=output)
     emit({"report": str(page)}, as_json=as_json, lines=[f"report: {page}"])

@@ -12,7 +12,7 @@ from limbeck.cli.show import teacher_config
 from limbeck.plan.devices import find_device, sustained_flops_per_second
 from limbeck.plan.study_price import ArmPrice, StudyPrice, price_study
 from limbeck.runs import is_finished
-from limbeck.signals.manifest import is_published
+from limbeck.signals.places import is_published
 from limbeck.spec.load import load_study, parse_overrides
 from limbeck.spec.recipe import Recipe
 
@@ -70,7 +70,7 @@ def _show_plan(recipes: dict[str, Recipe], *, as_json: bool) -> None:
     taught_by, order = teacher_arms(recipes), [arm for wave in waves(recipes) for arm in wave]
     finished = [arm for arm in order if is_finished(recipes[arm].run_path)]
     wanted = {recipe.store_path for arm, recipe in recipes.items() if recipe.uses_store and arm not in finished}
-    lacking = {path for path in wanted if not is_published(Path(path))}
+    lacking = {path for path in wanted if not is_published(path)}
     price = price_study(
         recipes,
         taught_by=taught_by,

@@ -1,7 +1,7 @@
 """What teachers and their signals weigh in bytes, and whether a signal is better stored or computed again each time.
 
-Signals: bytes per token as `limbeck.signals.codec` lays rows out (packed ids, one byte of check, and what each kind adds), and
-of a full float32 distribution, the case that arXiv 2502.08606 reckons with. Weights: a format's bits per parameter.
+Signals: estimates of bytes per token, since what a row takes depends on the teacher and the text; and the size of a full
+float32 distribution, the case that arXiv 2502.08606 reckons with. Weights: a format's bits per parameter.
 Keys and values: what each layer remembers of a token while generating. Units are bytes, seconds, FLOPs; decimal prefixes.
 """
 
@@ -13,10 +13,22 @@ from typing import Any, Literal
 from limbeck.errors import LimbeckError
 from limbeck.plan.accounting import teacher_parameters
 from limbeck.plan.config_sizes import head_dims, is_latent, kv_heads, layers, size, windows
-from limbeck.spec.signal import DenseSignal, HardSignal, SampledSignal, Signal, TopKSignal
+from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
 
-DISTINCT_SHARE = 0.38
-"""Distinct ids over draws: 19 of 50, as SmolLM2-135M's distributions give on English prose. Sharper teachers give fewer."""
+HEAD_SHARE, DRAWN_SHARE = 0.5, 0.6
+"""Bits of a row's most probable ids, or of its drawn ones, over those of as many ids chosen evenly: some are likelier."""
+COUNT_BITS = 1.5
+"""Of how often an id was drawn."""
+VALUE_BYTES = {"float16": 1.14, "uint8": 0.62}
+"""Of a log-prob: less than its format, since each is coded by what it is expected to be."""
+WEIGHT_BYTES = 0.9
+"""Of an importance weight."""
+TOP1_BYTES = 0.14
+"""Of which id is the most probable, among drawn ones."""
+ROW_BYTES = 3.0
+"""Of a row's check, entropy, tail mass, and its part of the tables and the index.
+
+All of these are from SmolLM2-135M on English prose (`benchmarks/codec.py`): within 8 % of what 16 signals took."""
 
 WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.0, "fp8": 8.0, "int4": 4.0, "mxfp4": 4.25}
 """Bits per parameter. mxfp4: 4 and a scale of 8 bits for every 32 (OCP Microscaling Formats 1.0); the scales of the integer
@@ -24,17 +36,59 @@ formats are left out, since their group size is a choice (128 is usual and adds 
 
 
 def store_bytes_per_token(signal: Signal, *, vocab_size: int) -> float:
-    """Bytes that a token's signal takes in a store. `DenseSignal` is never stored: its size is that of V float32 numbers."""
-    id_bits = (vocab_size - 1).bit_length()
+    """Bytes that a token's signal takes in a store: an estimate, from a teacher of 3 nats of entropy on English prose.
+
+    Sharper teachers name fewer ids. `DenseSignal` is never stored: its size is that of V float32 numbers.
+    """
     match signal:
-        case TopKSignal(k=k):
-            return (k * (id_bits + 16) + 16 + 8) / 8
-        case SampledSignal(draws=draws):
-            return (DISTINCT_SHARE * draws * id_bits + draws + 16 + 8) / 8
+        case TopKSignal(k=k, values=values):
+            return ROW_BYTES + HEAD_SHARE * _even_bytes(k, vocab_size=vocab_size) + k * VALUE_BYTES[values]
+        case TopPSignal(values=values):
+            ids = _head_ids(signal)
+            return ROW_BYTES + HEAD_SHARE * _even_bytes(ids, vocab_size=vocab_size) + ids * VALUE_BYTES[values]
+        case SampledSignal():
+            ids = _distinct_ids(_mean_draws(signal), temperature=signal.proposal_temperature)
+            weights = ids * WEIGHT_BYTES if signal.proposal_temperature != 1 else 0.0
+            drawn = _drawn_bytes(ids, vocab_size=vocab_size)
+            return ROW_BYTES + drawn + weights + (TOP1_BYTES if signal.keep_top1 else 0)
+        case HybridSignal(k=k, draws=draws, values=values):
+            drawn = draws**0.96  # behind 12 ids hardly one is drawn twice: 14.6 of 16, 48 of 64
+            head = HEAD_SHARE * _even_bytes(k, vocab_size=vocab_size) + k * VALUE_BYTES[values]
+            return ROW_BYTES + head + _drawn_bytes(drawn, vocab_size=vocab_size)
         case HardSignal():
-            return (id_bits + 8) / 8
+            return ROW_BYTES / 2 + HEAD_SHARE * _even_bytes(1, vocab_size=vocab_size)
         case DenseSignal():
             return 4.0 * vocab_size
+
+
+def _drawn_bytes(ids: float, *, vocab_size: int) -> float:
+    """Bytes of so many drawn ids and how often each was drawn."""
+    return DRAWN_SHARE * _even_bytes(ids, vocab_size=vocab_size) + ids * COUNT_BITS / 8
+
+
+def _even_bytes(number: float, *, vocab_size: int) -> float:
+    """Bytes of a set of so many ids chosen evenly: the log of how many such sets there are."""
+    number = min(number, vocab_size)
+    ways = math.lgamma(vocab_size + 1) - math.lgamma(number + 1) - math.lgamma(vocab_size - number + 1)
+    return ways / math.log(2) / 8
+
+
+def _distinct_ids(draws: float, *, temperature: float) -> float:
+    """Of so many draws: 6.9 of 12, 19 of 50, 49 of 200, and 12.6 of 50 at 0.8, with SmolLM2-135M on English prose."""
+    return min(draws, 19 * (draws / 50) ** 0.71 * temperature**1.85)
+
+
+def _mean_draws(signal: SampledSignal) -> float:
+    """Over positions: 0.78 of the way from `min_draws` to `draws` with SmolLM2-135M and 3 nats for all draws."""
+    if signal.min_draws is None:
+        return signal.draws
+    return signal.min_draws + (signal.draws - signal.min_draws) * -math.expm1(-4.5 / signal.full_entropy_nats)
+
+
+def _head_ids(signal: TopPSignal) -> float:
+    """Ids that reach p, at most `cap` in a row: 31 for 0.8, 67 for 0.95, 86 for 0.99 of at most 100 with SmolLM2-135M."""
+    uncapped = 10.5 * signal.p / (1 - signal.p)
+    return max(1.0, signal.cap * uncapped / (signal.cap + uncapped))
 
 
 def weight_bytes(config: Mapping[str, Any], *, bits: float = 16, expert_bits: float | None = None) -> float:

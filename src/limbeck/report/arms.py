@@ -12,13 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.errors import LimbeckError
+from limbeck.paths import same_place
 from limbeck.report.statistics import Estimate, interpolate, paired_difference, ratio_estimate
 from limbeck.runs import Run
 from limbeck.spec.objective import needs_teacher
@@ -172,7 +172,7 @@ def find_control(arms: Sequence[Arm], name: str) -> Arm:
 
 def reads(arm: Arm, store: Mapping[str, Any]) -> bool:
     """Whether an arm learns from this signal store."""
-    return arm.run is not None and arm.run.recipe.uses_store and Path(arm.run.recipe.store_path) == Path(str(store.get("path")))
+    return arm.run is not None and arm.run.recipe.uses_store and same_place(arm.run.recipe.store_path, str(store.get("path")))
 
 
 def spent(record: Mapping[str, Any], axis: Axis) -> float:

@@ -1,4 +1,4 @@
-"""What a signal store is: its identity, what it can serve, and its small files.
+"""What a signal store is: its identity and its small files.
 
 A store is a folder:
 
@@ -24,9 +24,9 @@ from pydantic import TypeAdapter
 
 from limbeck.errors import StoreError
 from limbeck.paths import write_atomically
-from limbeck.spec.signal import HardSignal, SampledSignal, Signal, StoredSignal, TopKSignal
+from limbeck.spec.signal import StoredSignal
 
-FORMAT = 1
+FORMAT = 2
 STORE_FILE = "store.json"
 PLAN_FILE = "plan.json"
 
@@ -65,76 +65,20 @@ def signal_identity(signal: StoredSignal) -> dict[str, Any]:
     return signal.model_dump(exclude={"live"})
 
 
-def check_can_serve(
-    identity: StoreIdentity,
-    signal: Signal,
+def differences(
+    held: Mapping[str, Any],
+    asked: Mapping[str, Any],
     *,
-    path: Path,
-    tokenizer: str,
-    vocab_size: int | None = None,
-    context: Mapping[str, Any] | None = None,
-) -> None:
-    """Raises `StoreError`, saying what to change, where the store at `path` cannot give `signal`.
-
-    A `topk` store gives any smaller k at its own temperature, and `hard`; a `sampled` store gives its own draws alone.
-    `vocab_size` and `context` are compared where they are given.
-    """
-    held = identity.spec
-    _check_tokens(identity, path=path, tokenizer=tokenizer, vocab_size=vocab_size)
-    if context is not None and dict(context) != dict(identity.context):
-        raise StoreError(
-            f"the context asked for is {dict(context)} but {path} was scored with {dict(identity.context)}; ask for that "
-            "one, or score again with `limbeck cache write`"
-        )
-    match signal, held:
-        case (HardSignal(), TopKSignal() | HardSignal()):
-            return
-        case TopKSignal(), TopKSignal():
-            _same("temperature", signal.temperature, held.temperature, path=path)
-            if signal.k > held.k:
-                raise StoreError(
-                    f"signal.k={signal.k} exceeds the {held.k} stored in {path}; set signal.k={held.k} or score again with "
-                    f"`limbeck cache write` and k={signal.k}"
-                )
-        case SampledSignal(), SampledSignal():
-            for field in ("draws", "temperature", "seed"):
-                _same(field, getattr(signal, field), getattr(held, field), path=path)
-        case _:
-            raise StoreError(
-                f"signal.kind={signal.kind} is not what {path} holds ({held.kind}); set signal.kind={held.kind} or score "
-                f"with `limbeck cache write` and another signal"
-            )
-
-
-def _check_tokens(identity: StoreIdentity, *, path: Path, tokenizer: str, vocab_size: int | None) -> None:
-    if tokenizer != identity.tokenizer:
-        raise StoreError(
-            f"{path} speaks of tokens of tokenizer {identity.tokenizer}, not of {tokenizer}; give the student the teacher's "
-            "tokenizer or score again with `limbeck cache write`"
-        )
-    if vocab_size not in (None, identity.vocab_size):
-        raise StoreError(
-            f"{path} holds ids of a vocabulary of {identity.vocab_size} but {vocab_size} was asked for; set the student's "
-            f"vocabulary to {identity.vocab_size}"
-        )
-
-
-def _same(field: str, asked: float, held: float, *, path: Path) -> None:
-    if asked != held:
-        raise StoreError(
-            f"signal.{field}={asked} is not the {held} stored in {path}; set signal.{field}={held} or score again with "
-            f"`limbeck cache write` and {field}={asked}"
-        )
-
-
-def differences(held: Mapping[str, Any], asked: Mapping[str, Any], *, prefix: str = "") -> Iterator[str]:
+    words: tuple[str, str] = ("in the store", "asked for"),
+    prefix: str = "",
+) -> Iterator[str]:
     """`key: X in the store, Y asked for`, for every key whose values differ; nested keys are dotted."""
     for key in sorted(held.keys() | asked.keys()):
         one, other = held.get(key), asked.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from differences(one, other, prefix=f"{prefix}{key}.")
+            yield from differences(one, other, words=words, prefix=f"{prefix}{key}.")
         elif one != other:
-            yield f"{prefix}{key}: {one!r} in the store, {other!r} asked for"
+            yield f"{prefix}{key}: {one!r} {words[0]}, {other!r} {words[1]}"
 
 
 def canonical(values: Mapping[str, Any]) -> bytes:
@@ -197,13 +141,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def info(path: Path) -> dict[str, Any]:
-    """What a store is and holds, as plain JSON, from its manifest alone; `tail_mass` and `entropy_nats` are means over rows."""
+    """What a store is and holds, as plain JSON, from its manifest alone.
+
+    `mass_on_text` (what rows give the text's own tokens), `tail_mass` and `entropy_nats` are means over rows.
+    """
     manifest = read_manifest(path)
     identity = StoreIdentity(**manifest["plan"]["identity"])
     statistics = manifest["statistics"]
     tokens, distinct_ids = int(statistics["tokens"]), int(statistics["distinct_ids"])
     num_bytes = (path / STORE_FILE).stat().st_size + sum(entry["bytes"] for entry in manifest["shards"])
-    means = {name: statistics[name] / tokens for name in ("tail_mass", "entropy_nats") if name in statistics}
+    means = {name: statistics[name] / tokens for name in ("mass_on_text", "tail_mass", "entropy_nats") if name in statistics}
     return {
         "kind": identity.spec.kind,
         "documents": statistics["documents"],

@@ -1,5 +1,6 @@
 """Putting rows of the same signal together."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -7,49 +8,51 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from limbeck.signals.types import HardRows, SampledRows, SignalRows, SparseRows, TopKRows
+from limbeck.signals.types import DenseRows, SignalRows, SparseRows, sparse_target
 
-R = TypeVar("R", TopKRows, SampledRows, HardRows)
+R = TypeVar("R", bound=SignalRows)
+_POSITIONS_AT_ONCE = 256
 
 
 def concatenate(parts: Sequence[SparseRows]) -> SparseRows:
-    """One set of rows from several of the same kind, in order; shorter `sampled` rows are padded with id 0, count 0."""
+    """One set of rows from several of the same kind, in order; narrower ones are padded: id 0, count 0, log-prob -inf."""
     first = parts[0]
     if len(parts) == 1:
         return first
-    match first:
-        case TopKRows():
-            top = _all_of(TopKRows, parts)
-            return TopKRows(
-                torch.cat([part.ids_TK for part in top]),
-                torch.cat([part.log_probs_TK for part in top]),
-                torch.cat([part.tail_T for part in top]),
-            )
-        case SampledRows():
-            sampled = _all_of(SampledRows, parts)
-            width = max(part.ids_TK.shape[1] for part in sampled)
-            return SampledRows(
-                torch.cat([_widened(part.ids_TK, width) for part in sampled]),
-                torch.cat([_widened(part.counts_TK, width) for part in sampled]),
-                first.draws,
-                torch.cat([part.entropy_T for part in sampled]),
-            )
-        case HardRows():
-            return HardRows(torch.cat([part.ids_T for part in _all_of(HardRows, parts)]))
+    assert all(type(part) is type(first) for part in parts), "rows of different signals cannot be put together"
+    names = [field.name for field in fields(first)]
+    joined: dict[str, Any] = {name: _joined(name, [getattr(part, name) for part in parts]) for name in names}
+    return replace(first, **joined)
 
 
-def _all_of(kind: type[R], parts: Sequence[SparseRows]) -> list[R]:
-    same = [part for part in parts if isinstance(part, kind)]
-    assert len(same) == len(parts), "rows of different signals cannot be put together"
-    return same
+def _joined(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
+    present = [value for value in values if value is not None]
+    if not present:
+        return None
+    assert len(present) == len(values), f"{name} is missing in some of the rows"
+    if present[0].ndim == 1:
+        return torch.cat(present)
+    width = max(value.shape[1] for value in present)
+    padding = -math.inf if name == "log_probs_TK" else 0
+    return torch.cat([torch.nn.functional.pad(value, (0, width - value.shape[1]), value=padding) for value in present])
 
 
-def _widened(values_TK: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(values_TK, (0, width - values_TK.shape[1]))
-
-
-def to_device(rows: SignalRows, device: torch.device) -> SignalRows:
+def to_device(rows: R, device: torch.device) -> R:
     """The rows with every tensor on `device`."""
     tensors = {field.name: getattr(rows, field.name) for field in fields(rows)}
     moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
     return replace(rows, **moved)
+
+
+def mass_on(rows: SignalRows, ids_T: Tensor) -> Tensor:
+    """The probability that the rows give one id each, float32: on the text's own tokens, how well rows and text are in step."""
+    if isinstance(rows, DenseRows):
+        chunks = zip(rows.hidden_TE.split(_POSITIONS_AT_ONCE), ids_T.split(_POSITIONS_AT_ONCE), strict=True)
+        return torch.cat([_softmax_at(hidden_CE, rows, ids_C) for hidden_CE, ids_C in chunks])
+    target = sparse_target(rows)
+    return (target.probs_TK * (target.ids_TK == ids_T[:, None])).sum(-1)
+
+
+def _softmax_at(hidden_CE: Tensor, rows: DenseRows, ids_C: Tensor) -> Tensor:
+    logits_CV = torch.nn.functional.linear(hidden_CE, rows.head_VE).float() / rows.temperature
+    return logits_CV.softmax(-1).gather(1, ids_C[:, None]).squeeze(1)

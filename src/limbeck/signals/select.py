@@ -1,39 +1,28 @@
-"""From a teacher's logits to the rows of a sparse signal: exact top-k with its tail, unbiased draws, or the top-1.
+"""From a teacher's logits to the rows of a sparse signal, exactly: heads with the mass outside them, unbiased draws, the top-1.
 
-Scoring should cost little more than the teacher's own forward, and `torch.topk` or a cumulative sum over the whole vocabulary
-would not. Both are therefore done on two levels, over blocks of 64 neighbouring ids:
+* `topk`, `topp`: the most probable ids. The tail's mass is summed from the ids outside, not taken as 1 - head.
+* `sampled`: draws with replacement (Random Sampling Knowledge Distillation, arXiv 2503.16870), so that counts / draws is an
+  unbiased estimate of the teacher's distribution p; fewer of them where the teacher is certain, if the signal says so. Draws
+  from a proposal q, another temperature of p, carry the importance weights p / q, and weights x counts / draws is unbiased.
+* `hybrid`: the most probable ids exactly, and draws from p conditioned on the others: tail x counts / draws is unbiased there.
+* `hard`: the most probable id, the lowest where several are.
 
-* top-k: the k blocks with the greatest maxima hold the k greatest logits, so one small top-k over k x 64 candidates is exact;
-* draws: inverse transform sampling. A cumulative sum (float64) over block masses finds the block of a draw, a second one
-  inside that block finds the id. Block masses are sums of 64 float32 exponentials: the distribution drawn from is the
-  softmax to a relative error of about 1e-7.
+Signals taken in one call share all passes over the vocabulary (`signals/panel.py`), yet each gives the rows that it would give
+alone. Draws are in `signals/draws.py`. What needs no logits any more is done once for all panels.
 
-`sampled` is Random Sampling Knowledge Distillation (arXiv 2503.16870): draws with replacement, so that counts / draws is an
-unbiased estimate of the teacher's distribution. Draws are counter based (splitmix64): they depend on the document, the position
-and the seed alone, and scoring any subset of positions again gives the same rows. The plain twins, `torch.topk` and
-`torch.multinomial` over a softmax, live in the tests.
-
-Shapes: T positions, V vocabulary, K ids of a row, N draws of a row, B blocks of the vocabulary, W = 64 ids in a block, C
-candidates.
+Shapes: T positions, V vocabulary, K ids of a row, N draws of a row.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.errors import SpecError, TeacherError
-from limbeck.signals.rows import concatenate
-from limbeck.signals.types import HardRows, SampledRows, SparseRows, TopKRows, hard_rows
-from limbeck.spec.signal import HardSignal, SampledSignal, StoredSignal, TopKSignal
-
-_BLOCK = 64
-# Rows worked on at once on a CPU: 32 x 49152 float32 is 6 MiB, so that the passes over them stay in its caches.
-_CPU_ROWS = 32
-# Masked logits (-inf) are held here, so that 0 x logit is 0 in the entropy and they differ from the padding of a block.
-_FLOOR = -1e30
+from limbeck.signals.draws import count, draw, uniforms
+from limbeck.signals.panel import Panel, log_probs, panels
+from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows
+from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
 
 
 def select(logits_TV: Tensor, signal: StoredSignal, *, document_id: str, positions_T: Tensor) -> SparseRows:
@@ -44,129 +33,45 @@ def select(logits_TV: Tensor, signal: StoredSignal, *, document_id: str, positio
 def select_all(
     logits_TV: Tensor, signals: Sequence[StoredSignal], *, document_id: str, positions_T: Tensor
 ) -> tuple[SparseRows, ...]:
-    """The rows of several signals from the same logits (any float dtype), on the CPU; exponentials are shared.
+    """The rows of several signals from the same logits (any float dtype), on the CPU.
 
     `positions_T` are the positions in the document, int64: row t speaks of the token after position `positions_T[t]`.
-    Raises `TeacherError`, naming document and position, where the logits are not a distribution (NaN, +inf, or all -inf).
+    Raises `TeacherError`, naming document and position, where the logits are not a distribution (NaN, +inf, or all -inf);
+    `SpecError` where a signal asks for more ids than there are.
     """
-    taken: dict[int, list[SparseRows]] = {index: [] for index in range(len(signals))}
-    soft = {index: signal for index, signal in enumerate(signals) if not isinstance(signal, HardSignal)}
-    for temperature in dict.fromkeys(signal.temperature for signal in soft.values()):
-        for rows, panel in _panels(logits_TV, temperature=temperature):
-            positions = positions_T[rows]
-            _require_finite(panel.max_T, document_id=document_id, positions_T=positions)
-            for index, signal in soft.items():
-                if signal.temperature == temperature:
-                    taken[index].append(_take(panel, signal, document_id=document_id, positions_T=positions))
-    for index in taken.keys() - soft.keys():
-        top = hard(logits_TV)
-        max_T = logits_TV.gather(1, top.ids_T[:, None].to(logits_TV.device))[:, 0]
-        _require_finite(max_T, document_id=document_id, positions_T=positions_T)
-        taken[index] = [top]
-    return tuple(concatenate(taken[index]) for index in range(len(signals)))
+    head_sizes = [_head_size(signal, vocab_size=logits_TV.shape[1]) for signal in signals]
+    numbers = [_uniforms(signal, document_id=document_id, positions_T=positions_T) for signal in signals]
+    parts: list[list[dict[str, Tensor]]] = [[] for _ in signals]
+    max_parts = []
+    for rows, panel in panels(logits_TV, widest_head=max(head_sizes, default=0)):
+        max_parts.append(panel.max_T)
+        for taken, signal, head_size, numbers_TN in zip(parts, signals, head_sizes, numbers, strict=True):
+            taken.append(_take(panel, signal, head_size=head_size, uniforms_TN=numbers_TN[rows]))
+    _require_finite(torch.cat(max_parts), document_id=document_id, positions_T=positions_T)
+    joined = [{name: torch.cat([part[name] for part in taken]).cpu() for name in taken[0]} for taken in parts]
+    return tuple(_rows(taken, signal) for taken, signal in zip(joined, signals, strict=True))
 
 
-def top_k(logits_TV: Tensor, *, k: int, temperature: float) -> TopKRows:
-    """The k most probable ids with log-probs at `temperature`, and the tail's mass. Rows with NaN logits give NaN.
-
-    The tail is summed from the ids outside the head, not taken as 1 - head: it keeps its relative precision when tiny.
-    """
-    joined = concatenate([_top_k(panel, k=k) for _, panel in _panels(logits_TV, temperature=temperature)])
-    assert isinstance(joined, TopKRows)
-    return joined
-
-
-def sample(logits_TV: Tensor, *, draws: int, temperature: float, uniforms_TN: Tensor) -> SampledRows:
-    """`draws` draws with replacement from the softmax at `temperature`.
-
-    By inverse transform of `uniforms_TN`, float64 in [0, 1): the order is that of the ids.
-    Ids of a row ascend; K is the greatest number of distinct ids of any row. Rows with NaN logits give NaN entropy.
-    """
-    assert uniforms_TN.shape[1] == draws, (uniforms_TN.shape, draws)
-    panels = _panels(logits_TV, temperature=temperature)
-    joined = concatenate([_sample(panel, uniforms_TN=uniforms_TN[rows]) for rows, panel in panels])
-    assert isinstance(joined, SampledRows)
-    return joined
+def _head_size(signal: StoredSignal, *, vocab_size: int) -> int:
+    match signal:
+        case TopKSignal(k=k) | HybridSignal(k=k):
+            if k > vocab_size:
+                raise SpecError(f"signal.k={k} exceeds the teacher's vocabulary of {vocab_size}; set k <= {vocab_size}")
+            return k
+        case TopPSignal(cap=cap):
+            return min(cap, vocab_size)
+        case _:
+            return 0
 
 
-def hard(logits_TV: Tensor) -> HardRows:
-    """The most probable id of each row."""
-    return HardRows(logits_TV.argmax(-1).cpu())
-
-
-def uniforms(document_id: str, positions_T: Tensor, *, draws: int, seed: int) -> Tensor:
-    """Uniform numbers in [0, 1), float64 [T, N], that depend on document, position, draw and seed alone.
-
-    Counter based: splitmix64 (Steele, Lea & Flood, OOPSLA 2014) over a key and the position, then over that and the draw. The
-    key is the first 64 bits of the document's id (a hash in hex) mixed with the seed. More draws begin with the fewer ones.
-    """
-    key = np.array([int(document_id[:16], 16) ^ int(_splitmix64(np.array([seed], dtype=np.uint64))[0])], dtype=np.uint64)
-    state_T = _splitmix64(key + _GOLDEN * (positions_T.cpu().numpy().astype(np.uint64) + np.uint64(1)))
-    bits_TN = _splitmix64(state_T[:, None] + _GOLDEN * np.arange(1, draws + 1, dtype=np.uint64))
-    return torch.from_numpy((bits_TN >> np.uint64(11)).astype(np.float64) * 2.0**-53)
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _splitmix64(state: np.ndarray) -> np.ndarray:
-    """The output function of splitmix64, on uint64 with wrap-around."""
-    mixed = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """A few rows in blocks, float32, at the temperature. Past the vocabulary logits are -inf and weights 0."""
-
-    shifted_TBW: Tensor  # logits less their maximum
-    weights_TBW: Tensor  # exp(shifted)
-    products_TBW: Tensor  # room for weights x shifted: fresh memory would cost more than the product
-    block_max_TB: Tensor  # of the logits before the shift
-    block_mass_TB: Tensor  # sums of weights, float64
-    max_T: Tensor
-    total_T: Tensor  # sum of all weights, float64: exp(lse - max)
-    vocab_size: int
-
-
-def _panels(logits_TV: Tensor, *, temperature: float) -> Iterator[tuple[slice, _Panel]]:
-    """Slices of rows with their panel. A panel is valid until the next one is asked for: they share buffers."""
-    num_rows, vocab_size = logits_TV.shape
-    num_blocks = -(-vocab_size // _BLOCK)
-    step = _CPU_ROWS if logits_TV.device.type == "cpu" else max(num_rows, 1)
-    size = (min(step, num_rows), num_blocks * _BLOCK)
-    logits_buffer, weights_buffer, products_buffer = (
-        torch.empty(size, dtype=torch.float32, device=logits_TV.device) for _ in range(3)
-    )
-    logits_buffer[:, vocab_size:] = -torch.inf
-    for start in range(0, max(num_rows, 1), step):
-        rows = slice(start, min(start + step, num_rows))
-        shifted_TV, weights_TV, products_TV = (
-            buffer[: rows.stop - start] for buffer in (logits_buffer, weights_buffer, products_buffer)
-        )
-        shifted_TV[:, :vocab_size].copy_(logits_TV[rows])
-        if temperature != 1.0:
-            shifted_TV.div_(temperature)
-        shifted_TBW = shifted_TV.view(len(shifted_TV), num_blocks, _BLOCK)
-        block_max_TB = shifted_TBW.amax(-1)
-        max_T = block_max_TB.amax(-1)
-        shifted_TV[:, :vocab_size].sub_(max_T[:, None]).clamp_(min=_FLOOR)
-        weights_TBW = torch.exp(shifted_TV, out=weights_TV).view_as(shifted_TBW)
-        block_mass_TB = weights_TBW.sum(-1).double()
-        yield (
-            rows,
-            _Panel(
-                shifted_TBW=shifted_TBW,
-                weights_TBW=weights_TBW,
-                products_TBW=products_TV.view_as(shifted_TBW),
-                block_max_TB=block_max_TB,
-                block_mass_TB=block_mass_TB,
-                max_T=max_T,
-                total_T=block_mass_TB.sum(-1),
-                vocab_size=vocab_size,
-            ),
-        )
+def _uniforms(signal: StoredSignal, *, document_id: str, positions_T: Tensor) -> Tensor:
+    match signal:
+        case SampledSignal(draws=draws, seed=seed):
+            return uniforms(document_id, positions_T, draws=draws, seed=seed)
+        case HybridSignal(draws=draws, seed=seed):
+            return uniforms(document_id, positions_T, draws=draws, seed=seed, stream="tail")
+        case _:
+            return torch.empty(len(positions_T), 0)
 
 
 def _require_finite(max_T: Tensor, *, document_id: str, positions_T: Tensor) -> None:
@@ -180,86 +85,87 @@ def _require_finite(max_T: Tensor, *, document_id: str, positions_T: Tensor) -> 
         )
 
 
-def _take(panel: _Panel, signal: TopKSignal | SampledSignal, *, document_id: str, positions_T: Tensor) -> SparseRows:
+def _take(panel: Panel, signal: StoredSignal, *, head_size: int, uniforms_TN: Tensor) -> dict[str, Tensor]:
+    """What `_rows` needs, as tensors with a row for each of the panel's; equally wide in all panels."""
+    if isinstance(signal, HardSignal):
+        return {"top1": panel.top1_T}
+    softmax = panel.softmax(signal.temperature)
+    taken = {"entropy": softmax.entropy_T, "log_sum": softmax.log_sum_T}
+    if isinstance(signal, SampledSignal):
+        proposal = panel.softmax(signal.temperature * signal.proposal_temperature)
+        drawn_TN = draw(proposal, uniforms_TN)
+        taken |= {"top1": panel.top1_T} if signal.keep_top1 else {}
+        if proposal is not softmax:
+            taken |= {"drawn_shifted": panel.shifted(drawn_TN), "proposal_log_sum": proposal.log_sum_T}
+        return taken | {"drawn": drawn_TN}
+    ids_TK, shifted_TK = panel.head(head_size)
+    named_TK = ids_TK
+    if isinstance(signal, TopPSignal):
+        log_probs_TK = log_probs(shifted_TK, temperature=signal.temperature, log_sum_T=softmax.log_sum_T)
+        kept_TK = first_reaching(log_probs_TK.exp(), p=signal.p)
+        named_TK, taken["kept"] = torch.where(kept_TK, ids_TK, ids_TK[:, :1]), kept_TK
+    with softmax.without(named_TK) as rest:
+        taken["tail"] = rest.total_T / softmax.total_T
+        if isinstance(signal, HybridSignal):
+            taken["drawn"] = draw(rest, uniforms_TN)
+    return taken | {"ids": ids_TK, "shifted": shifted_TK}
+
+
+def first_reaching(probs_TK: Tensor, *, p: float) -> Tensor:
+    """Which of the descending probabilities (float64) are the fewest whose sum is at least `p`; the first always is one."""
+    before_TK = probs_TK.cumsum(-1) - probs_TK
+    # Nineteen ids of twenty equal ones reach 0.95, though the float32 weights say 0.9499999.
+    return before_TK < p * (1 - 1e-6)
+
+
+def _rows(taken: Mapping[str, Tensor], signal: StoredSignal) -> SparseRows:
     match signal:
         case TopKSignal():
-            return _top_k(panel, k=signal.k)
+            return _head_rows(taken, temperature=signal.temperature)
+        case TopPSignal():
+            kept_TK = taken["kept"]
+            width = int(kept_TK.sum(-1).max()) if len(kept_TK) else 0
+            return _head_rows({**taken, "ids": taken["ids"][:, :width]}, temperature=signal.temperature)
         case SampledSignal():
-            return _sample(panel, uniforms_TN=uniforms(document_id, positions_T, draws=signal.draws, seed=signal.seed))
+            return _sampled_rows(taken, signal)
+        case HybridSignal():
+            head = _head_rows(taken, temperature=signal.temperature)
+            # A tail without mass, of a certain teacher or where k ids are all there is, is not drawn from.
+            counted = count(taken["drawn"], draws_T=(taken["tail"] > 0) * signal.draws)
+            drawn_TM, counts_TM = counted.ids_TK, counted.counts_TK
+            return HybridRows(head.ids_TK, head.log_probs_TK, head.tail_T, drawn_TM, counts_TM, head.entropy_T)
+        case HardSignal():
+            return HardRows(taken["top1"])
 
 
-def _top_k(panel: _Panel, *, k: int) -> TopKRows:
-    """Exact top-k among the k blocks with the greatest maxima."""
-    if k > panel.vocab_size:
-        raise SpecError(f"signal.k={k} exceeds the teacher's vocabulary of {panel.vocab_size}; set k <= {panel.vocab_size}")
-    num_blocks = panel.shifted_TBW.shape[1]
-    best_TB = panel.block_max_TB.topk(min(k, num_blocks), sorted=False).indices
-    candidates_TC = _gather_blocks(panel.shifted_TBW, best_TB).flatten(1)
-    shifted_TK, places_TK = candidates_TC.topk(k)
-    ids_TK = best_TB.gather(1, places_TK // _BLOCK) * _BLOCK + places_TK % _BLOCK
-    outside_TB = panel.block_mass_TB.scatter(1, best_TB, 0.0)
-    leftover_TC = _gather_blocks(panel.weights_TBW, best_TB).flatten(1).scatter_(1, places_TK, 0.0)
-    tail_T = (outside_TB.sum(-1) + leftover_TC.sum(-1)) / panel.total_T
-    log_probs_TK = shifted_TK - panel.total_T.log().float()[:, None]
-    return TopKRows(ids_TK.cpu(), log_probs_TK.cpu(), tail_T.float().cpu())
+def _head_rows(taken: Mapping[str, Tensor], *, temperature: float) -> TopKRows:
+    """An id without probability, or that is not kept, is padding."""
+    ids_TK = taken["ids"]
+    width = ids_TK.shape[1]
+    log_probs_TK = log_probs(taken["shifted"][:, :width], temperature=temperature, log_sum_T=taken["log_sum"]).float()
+    if "kept" in taken:
+        log_probs_TK.masked_fill_(~taken["kept"][:, :width], -torch.inf)
+    ids_TK = ids_TK.masked_fill(log_probs_TK == -torch.inf, 0)
+    return TopKRows(ids_TK, log_probs_TK, taken["tail"].float(), taken["entropy"])
 
 
-def _sample(panel: _Panel, *, uniforms_TN: Tensor) -> SampledRows:
-    """One id for each uniform number, by inverse transform over blocks and then inside one."""
-    num_blocks = panel.shifted_TBW.shape[1]
-    cumulative_TB = panel.block_mass_TB.cumsum(-1)
-    mass_TN = uniforms_TN.to(cumulative_TB.device) * cumulative_TB[:, -1:]
-    # u < 1, but the product may round up to the total.
-    mass_TN = torch.minimum(mass_TN, torch.nextafter(cumulative_TB[:, -1:], cumulative_TB.new_zeros(())))
-    block_TN = torch.searchsorted(cumulative_TB, mass_TN, right=True).clamp_(max=num_blocks - 1)
-    block_mass_TN = panel.block_mass_TB.gather(1, block_TN)
-    mass_TN = mass_TN - (cumulative_TB.gather(1, block_TN) - block_mass_TN)
-    inside_TNW = _gather_blocks(panel.weights_TBW, block_TN).double().cumsum(-1)
-    # The block's mass was summed in float32: rescale, so that what is left of the mass never runs past the block's end.
-    inside_TN = mass_TN * (inside_TNW[:, :, -1] / block_mass_TN)
-    inside_TN = torch.minimum(inside_TN, torch.nextafter(inside_TNW[:, :, -1], inside_TN.new_zeros(()))).clamp_(min=0.0)
-    place_TN = (inside_TNW <= inside_TN[:, :, None]).sum(-1).clamp_(max=_BLOCK - 1)
-    return _count((block_TN * _BLOCK + place_TN).cpu(), entropy_T=_entropy(panel).cpu())
+def _sampled_rows(taken: Mapping[str, Tensor], signal: SampledSignal) -> SampledRows:
+    counted = count(taken["drawn"], draws_T=draws_by_entropy(signal, taken["entropy"]))
+    weights_TK = None
+    if "drawn_shifted" in taken:
+        shifted_TK, proposed = (
+            taken["drawn_shifted"].gather(1, counted.first_TK),
+            signal.temperature * signal.proposal_temperature,
+        )
+        log_p_TK = log_probs(shifted_TK, temperature=signal.temperature, log_sum_T=taken["log_sum"])
+        log_q_TK = log_probs(shifted_TK, temperature=proposed, log_sum_T=taken["proposal_log_sum"])
+        weights_TK = (log_p_TK - log_q_TK).exp().float().masked_fill_(counted.counts_TK == 0, 0.0)
+    return SampledRows(counted.ids_TK, counted.counts_TK, taken["entropy"], weights_TK, taken.get("top1"))
 
 
-def _entropy(panel: _Panel) -> Tensor:
-    """Entropy of the softmax in nats: ln(sum w) - sum(w s) / sum(w), with s the shifted logits and w = exp(s)."""
-    products_TV = torch.mul(panel.weights_TBW, panel.shifted_TBW, out=panel.products_TBW).flatten(1)
-    # Padding is 0 x -inf: leave it out.
-    mean_T = products_TV[:, : panel.vocab_size].sum(-1).double() / panel.total_T
-    return (panel.total_T.log() - mean_T).float()
-
-
-def _gather_blocks(values_TBW: Tensor, blocks_TK: Tensor) -> Tensor:
-    """`values_TBW[t, blocks_TK[t, k]]` as [T, K, W]; `index_select` copies whole blocks, which fancy indexing does not."""
-    num_rows, num_blocks, width = values_TBW.shape
-    first_T1 = torch.arange(num_rows, device=blocks_TK.device)[:, None] * num_blocks
-    chosen = values_TBW.reshape(-1, width).index_select(0, (first_T1 + blocks_TK).flatten())
-    return chosen.view(*blocks_TK.shape, width)
-
-
-def _count(ids_TN: Tensor, *, entropy_T: Tensor) -> SampledRows:
-    """Draws as distinct ids, ascending, with counts."""
-    num_rows, draws = ids_TN.shape
-    sorted_TN = ids_TN.sort(-1).values
-    is_first_TN = torch.ones_like(sorted_TN, dtype=torch.bool)
-    is_first_TN[:, 1:] = sorted_TN[:, 1:] != sorted_TN[:, :-1]
-    place_TN = is_first_TN.cumsum(-1) - 1
-    width = int(place_TN.max()) + 1 if num_rows else 0
-    ids_TK = sorted_TN.new_zeros(num_rows, width).scatter_(1, place_TN, sorted_TN)
-    counts_TK = sorted_TN.new_zeros(num_rows, width).scatter_add_(1, place_TN, torch.ones_like(sorted_TN))
-    return SampledRows(ids_TK=ids_TK, counts_TK=counts_TK, draws=draws, entropy_T=entropy_T)
-
-
-def narrow(rows: SparseRows, signal: StoredSignal) -> SparseRows:
-    """What `signal` asks for, out of rows that hold more: fewer of the top k, their mass added to the tail, or the top-1."""
-    match rows, signal:
-        case TopKRows(), TopKSignal(k=k):
-            tail_T = rows.tail_T + rows.log_probs_TK[:, k:].exp().sum(-1)
-            return TopKRows(ids_TK=rows.ids_TK[:, :k], log_probs_TK=rows.log_probs_TK[:, :k], tail_T=tail_T)
-        case (TopKRows() | HardRows(), HardSignal()):
-            return hard_rows(rows)
-        case (SampledRows(), SampledSignal()):
-            return rows
-        case _:
-            raise AssertionError(f"{type(rows).__name__} do not hold a {signal.kind} signal")
+def draws_by_entropy(signal: SampledSignal, entropy_T: Tensor) -> Tensor:
+    """How many draws a row of this entropy gets, int64: `draws`, or from `min_draws` in proportion to the entropy."""
+    if signal.min_draws is None:
+        return torch.full(entropy_T.shape, signal.draws)
+    share_T = (entropy_T.double() / signal.full_entropy_nats).clamp(0.0, 1.0)
+    return signal.min_draws + ((signal.draws - signal.min_draws) * share_T).round().long()

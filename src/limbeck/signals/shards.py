@@ -1,10 +1,12 @@
 """One shard of a signal store: the encoded rows of whole documents, and the index to them, in one file.
 
-    payload | index (JSON) | length of the index, u64 | blake2b-128 of index and length | "LIMBECK1"
+    payload | index (JSON) | length of the index, u64 | blake2b-128 of index and length | "LIMBECK2"
 
-The index holds the payload's blake2b-128, so the digest at the end covers every byte of the file: it is the shard's checksum.
-Payload and index are one file because one rename then publishes both; two writers of one shard cannot mix theirs. Each document
-has its own crc32, so damage can be named. Documents follow one another without gaps, in the order of the plan.
+The payload is the length of the model (u32), the model that all documents of the shard are coded with (`signals/codec`), and
+the documents one after another without gaps, in the order of the plan. The index holds the payload's blake2b-128, so the digest
+at the end covers every byte of the file: it is the shard's checksum. Payload and index are one file because one rename then
+publishes both; two writers of one shard cannot mix theirs. The model and each document have their own crc32, so damage is found
+when it is read, and can be named.
 """
 
 import hashlib
@@ -17,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from limbeck.errors import StoreError
-from limbeck.signals.codec import DamagedRowsError, Piece, decode, encode, encoded_size
+from limbeck.signals.codec import DamagedRowsError, Piece, decode, encode
 from limbeck.signals.manifest import write_file
-from limbeck.signals.types import HardRows, SampledRows, SparseRows, TopKRows
+from limbeck.signals.rows import mass_on
+from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows
 from limbeck.spec.signal import StoredSignal
 
-_MAGIC = b"LIMBECK1"
+_MAGIC = b"LIMBECK2"
 _TRAILER = 8 + 16 + len(_MAGIC)
+_LENGTH = 4  # bytes of the model's length
 _CHUNK = 1 << 24
 
 
@@ -57,15 +62,21 @@ class ShardIndex:
     plan_checksum: str
     payload_checksum: str
     num_bytes: int  # of the whole file
+    model_bytes: int
     document_ids: tuple[str, ...]
     num_rows: tuple[int, ...]
     sizes: tuple[int, ...]  # bytes of each document's rows
     crcs: tuple[int, ...]
     statistics: dict[str, float]
 
+    @property
+    def payload_bytes(self) -> int:
+        """All bytes before the index."""
+        return _LENGTH + self.model_bytes + sum(self.sizes)
+
     def places(self) -> Iterator[tuple[str, int, int, int]]:
         """(document id, number of rows, first byte, bytes) of each document."""
-        offset = 0
+        offset = _LENGTH + self.model_bytes
         for document_id, num_rows, size in zip(self.document_ids, self.num_rows, self.sizes, strict=True):
             yield document_id, num_rows, offset, size
             offset += size
@@ -94,37 +105,45 @@ def write_shard(
     seconds: float,
 ) -> None:
     """Encodes (id, tokens, rows) of each document and puts the file in place, whole. `plan_checksum` names the store's plan."""
-    encoded = [encode(rows, signal=signal, vocab_size=vocab_size, tokens=tokens) for _, tokens, rows in documents]
+    encoded = encode([(tokens, rows) for _, tokens, rows in documents], signal=signal, vocab_size=vocab_size)
+    payload = [len(encoded.model).to_bytes(_LENGTH, "little"), encoded.model, *encoded.documents]
     payload_digest = hashlib.blake2b(digest_size=16)
-    for data in encoded:
+    for data in payload:
         payload_digest.update(data)
     index: dict[str, Any] = {
         "plan_checksum": plan_checksum,
         "payload_checksum": payload_digest.hexdigest(),
+        "model_bytes": len(encoded.model),
         "document_ids": [document_id for document_id, _, _ in documents],
         "num_rows": [max(len(tokens) - 1, 0) for _, tokens, _ in documents],
-        "sizes": [len(data) for data in encoded],
-        "crcs": [zlib.crc32(data) for data in encoded],
-        "statistics": {**_statistics([rows for _, _, rows in documents]), "scoring_seconds": seconds},
+        "sizes": [len(data) for data in encoded.documents],
+        "crcs": [zlib.crc32(data) for data in encoded.documents],
+        "statistics": {**_statistics([(tokens, rows) for _, tokens, rows in documents]), "scoring_seconds": seconds},
     }
     text = json.dumps(index, separators=(",", ":")).encode()
     closed = text + len(text).to_bytes(8, "little")
-    write_file(path, [*encoded, closed, hashlib.blake2b(closed, digest_size=16).digest(), _MAGIC])
+    write_file(path, [*payload, closed, hashlib.blake2b(closed, digest_size=16).digest(), _MAGIC])
 
 
-def _statistics(documents: Sequence[SparseRows]) -> dict[str, float]:
-    """Sums over rows, taken before anything is rounded: distinct ids, and entropy in nats or tail mass."""
-    sums: dict[str, float] = {"distinct_ids": 0}
-    for rows in documents:
+def _statistics(documents: Sequence[tuple[np.ndarray, SparseRows]]) -> dict[str, float]:
+    """Sums over rows, taken before anything is rounded: distinct ids, mass on the text's tokens, entropy in nats, tail mass."""
+    sums: dict[str, float] = {"distinct_ids": 0, "mass_on_text": 0.0}
+    for tokens, rows in documents:
+        following_T = torch.from_numpy(tokens[1:].astype(np.int64))
+        sums["mass_on_text"] += float(mass_on(rows, following_T).double().sum())
         match rows:
             case SampledRows():
                 sums["distinct_ids"] += int((rows.counts_TK > 0).sum())
-                sums["entropy_nats"] = sums.get("entropy_nats", 0.0) + float(rows.entropy_T.double().sum())
             case TopKRows():
-                sums["distinct_ids"] += rows.ids_TK.numel()
-                sums["tail_mass"] = sums.get("tail_mass", 0.0) + float(rows.tail_T.double().sum())
+                sums["distinct_ids"] += int((rows.log_probs_TK > -torch.inf).sum())
+            case HybridRows():
+                sums["distinct_ids"] += int((rows.log_probs_TK > -torch.inf).sum()) + int((rows.counts_TM > 0).sum())
             case HardRows():
                 sums["distinct_ids"] += len(rows.ids_T)
+        if not isinstance(rows, HardRows):
+            sums["entropy_nats"] = sums.get("entropy_nats", 0.0) + float(rows.entropy_T.double().sum())
+        if isinstance(rows, TopKRows | HybridRows):
+            sums["tail_mass"] = sums.get("tail_mass", 0.0) + float(rows.tail_T.double().sum())
     return sums
 
 
@@ -151,13 +170,14 @@ def read_index(path: Path) -> ShardIndex:
         plan_checksum=columns["plan_checksum"],
         payload_checksum=columns["payload_checksum"],
         num_bytes=num_bytes,
+        model_bytes=columns["model_bytes"],
         document_ids=tuple(columns["document_ids"]),
         num_rows=tuple(columns["num_rows"]),
         sizes=tuple(columns["sizes"]),
         crcs=tuple(columns["crcs"]),
         statistics=columns["statistics"],
     )
-    if sum(index.sizes) + length + _TRAILER != num_bytes:
+    if index.payload_bytes + length + _TRAILER != num_bytes:
         raise StoreError(f"{path} is damaged (its length is not what its index says); restore it, or delete it and write again")
     return index
 
@@ -166,6 +186,12 @@ def map_shard(path: Path) -> np.ndarray:
     """The file's bytes, uint8, mapped and read as they are touched."""
     with path.open("rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+
+
+def model_of(data: np.ndarray) -> bytes:
+    """The model of a shard, whose bytes are `data`: for `codec.Piece`, which finds out whether it is whole."""
+    length = int.from_bytes(data[:_LENGTH].tobytes(), "little")
+    return data[_LENGTH : _LENGTH + length].tobytes()
 
 
 def verify_shard(
@@ -181,32 +207,29 @@ def verify_shard(
         problems.append(f"{path} is not the shard that store.json speaks of (checksum {index.checksum}, not {checksum})")
     data = map_shard(path)
     digest = hashlib.blake2b(digest_size=16)
-    payload_bytes = sum(index.sizes)
-    for start in range(0, payload_bytes, _CHUNK):
-        chunk = data[start : min(start + _CHUNK, payload_bytes)]
+    for start in range(0, index.payload_bytes, _CHUNK):
+        chunk = data[start : min(start + _CHUNK, index.payload_bytes)]
         digest.update(chunk.data)
         progress(len(chunk))
     if digest.hexdigest() != index.payload_checksum:
         problems.append(
             f"{path} is damaged (the checksum of its rows does not hold); delete it and store.json, and write again"
         )
-    progress(index.num_bytes - payload_bytes)
+    progress(index.num_bytes - index.payload_bytes)
+    model = model_of(data)
     for crc, (document_id, num_rows, offset, size) in zip(index.crcs, index.places(), strict=True):
-        found = _document_problem(
-            data[offset : offset + size], crc=crc, num_rows=num_rows, signal=signal, vocab_size=vocab_size
-        )
+        piece = Piece(data[offset : offset + size], model, num_rows, 0, num_rows)
+        found = _document_problem(piece, crc=crc, signal=signal, vocab_size=vocab_size)
         if found is not None:
             problems.append(f"{path}: document {document_id}: {found}")
     return problems
 
 
-def _document_problem(data: np.ndarray, *, crc: int, num_rows: int, signal: StoredSignal, vocab_size: int) -> str | None:
-    if zlib.crc32(data.data) != crc:
+def _document_problem(piece: Piece, *, crc: int, signal: StoredSignal, vocab_size: int) -> str | None:
+    if zlib.crc32(piece.data.data) != crc:
         return "its bytes changed since they were written"
     try:
-        decode([Piece(data, num_rows, 0, num_rows)], signal=signal, vocab_size=vocab_size)
+        decode([piece], signal=signal, vocab_size=vocab_size)
     except DamagedRowsError as error:
         return f"its rows cannot be decoded ({error})"
-    if encoded_size(data, num_rows=num_rows, signal=signal, vocab_size=vocab_size) != len(data):
-        return "it has more bytes than rows"
     return None

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import StoreError
-from limbeck.signals.codec import DamagedRowsError, Piece, decode, row_checks
-from limbeck.signals.manifest import STORE_FILE, StoreIdentity, check_can_serve, read_json, read_manifest
-from limbeck.signals.select import narrow
-from limbeck.signals.shards import map_shard, read_index, verify_shard
+from limbeck.signals.codec import DamagedRowsError, Decoded, Piece, decode, row_checks
+from limbeck.signals.manifest import STORE_FILE, StoreIdentity, read_json, read_manifest
+from limbeck.signals.remote import local_folder
+from limbeck.signals.serve import check_can_serve, narrow
+from limbeck.signals.shards import map_shard, model_of, read_index, verify_shard
 from limbeck.signals.types import SparseRows
 from limbeck.spec.signal import Signal, StoredSignal
 
@@ -52,9 +53,12 @@ class SignalStore:
         self._intact: set[str] = set()  # documents whose bytes were compared with their checksum, on their first read
 
     @classmethod
-    def open(cls, path: Path) -> "SignalStore":
-        """The store in a folder; `StoreError` where it is missing, incomplete, or a shard is missing or cut short."""
-        return cls(path)
+    def open(cls, path: Path | str) -> "SignalStore":
+        """The store in a folder or at a URL, whose shards are first brought to the user cache (`limbeck.signals.remote`).
+
+        Raises `StoreError` where it is missing, incomplete, or a shard is missing or cut short.
+        """
+        return cls(local_folder(path))
 
     @property
     def tokens(self) -> int:
@@ -66,10 +70,20 @@ class SignalStore:
         """Ids stored, over all rows."""
         return int(self._manifest["statistics"]["distinct_ids"])
 
+    @property
+    def mass_on_text(self) -> float:
+        """What rows give the text's own tokens, in the mean over rows."""
+        return float(self._manifest["statistics"]["mass_on_text"]) / self.tokens
+
     @cached_property
     def bytes(self) -> int:
         """Everything on disk, the manifest included."""
         return (self.path / STORE_FILE).stat().st_size + sum(entry["bytes"] for entry in self._manifest["shards"])
+
+    @property
+    def document_ids(self) -> tuple[str, ...]:
+        """The documents, in the order of the shards."""
+        return tuple(self._places)
 
     def __contains__(self, document_id: str) -> bool:
         return document_id in self._places
@@ -111,6 +125,15 @@ class SignalStore:
         is wanted of what the store holds (see `check_can_serve`); None: all of it. Raises `StoreError` where a document is
         missing or a row was stored for other tokens.
         """
+        decoded = self._decode(pieces)
+        self._check_rows(pieces, tokens=tokens, checks=decoded.checks)
+        return decoded.rows if signal is None else narrow(decoded.rows, signal)
+
+    def whole(self, document_ids: Sequence[str]) -> Decoded:
+        """All rows of some documents, one after another, with their checks: for tools that have no tokens to compare with."""
+        return self._decode([(document_id, 0, self.num_rows(document_id)) for document_id in document_ids])
+
+    def _decode(self, pieces: Sequence[tuple[str, int, int]]) -> Decoded:
         wanted = [self._piece(document_id, start, stop) for document_id, start, stop in pieces]
         try:
             decoded = decode(wanted, signal=self.signal, vocab_size=self.identity.vocab_size)
@@ -119,9 +142,8 @@ class SignalStore:
                 f"{self.path}: rows of {', '.join(dict.fromkeys(piece[0] for piece in pieces))} are damaged ({error}); "
                 f"`limbeck cache verify {self.path}` names the file"
             ) from error
-        self._check_rows(pieces, tokens=tokens, checks=decoded.checks)
         self.bytes_read += decoded.num_bytes
-        return decoded.rows if signal is None else narrow(decoded.rows, signal)
+        return decoded
 
     def _check_rows(self, pieces: Sequence[tuple[str, int, int]], *, tokens: Sequence[np.ndarray], checks: np.ndarray) -> None:
         lengths = np.array([stop - start for _, start, stop in pieces], dtype=np.int64)
@@ -158,7 +180,7 @@ class SignalStore:
                     f"file, or delete it and {self.path / STORE_FILE} and run `limbeck cache write` again"
                 )
             self._intact.add(document_id)
-        return Piece(data=data, num_rows=place.num_rows, start=start, stop=stop)
+        return Piece(data=data, model=model_of(self._maps[place.shard]), num_rows=place.num_rows, start=start, stop=stop)
 
     def _file(self, place: _Place) -> Path:
         return self.path / self._manifest["shards"][place.shard]["file"]
@@ -176,8 +198,10 @@ class SignalStore:
             if index.checksum != entry["checksum"]:
                 file = self.path / entry["file"]
                 raise StoreError(f"{file} is not the shard that {STORE_FILE} speaks of; restore it, or write the store again")
+            passed_over = frozenset(entry.get("without", ()))  # see `limbeck.signals.merge`
             for (document_id, num_rows, offset, num_bytes), crc in zip(index.places(), index.crcs, strict=True):
-                places[document_id] = _Place(shard, num_rows, offset, num_bytes, crc)
+                if document_id not in passed_over:
+                    places[document_id] = _Place(shard, num_rows, offset, num_bytes, crc)
         return places
 
 
@@ -194,11 +218,12 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(path: Path, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+def verify(path: Path | str, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Reads every byte of a store and decodes every row. `progress` is given (bytes done, bytes in all).
 
     Damage is reported, not raised; `StoreError` where there is no complete store.
     """
+    path = local_folder(path)
     if not (path / STORE_FILE).exists():
         read_manifest(path)
     try:

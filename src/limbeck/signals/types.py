@@ -12,21 +12,38 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TopKRows:
-    """The K most probable ids, most probable first, and the mass outside them."""
+    """The most probable ids, most probable first, and the mass outside them. Shorter rows end in id 0, log-prob -inf."""
 
     ids_TK: Tensor  # int64
     log_probs_TK: Tensor  # float32, nats, at the signal's temperature
-    tail_T: Tensor  # float32, probability mass outside the K ids, >= 0
+    tail_T: Tensor  # float32, probability mass outside the ids, >= 0
+    entropy_T: Tensor  # float32, nats: the entropy of the whole distribution
 
 
 @dataclass(frozen=True)
 class SampledRows:
-    """Distinct drawn ids with how often each was drawn; short rows are padded with id 0, count 0."""
+    """Distinct drawn ids with how often each was drawn; short rows are padded with id 0, count 0.
+
+    A row's draws are the sum of its counts: as many everywhere, or more where the teacher is less certain.
+    """
 
     ids_TK: Tensor  # int64
-    counts_TK: Tensor  # int64, each row sums to `draws`
-    draws: int
-    entropy_T: Tensor  # float32, nats: the entropy of the distribution that the draws came from
+    counts_TK: Tensor  # int64
+    entropy_T: Tensor  # float32, nats: the entropy of the teacher's distribution
+    weights_TK: Tensor | None = None  # float32, importance weights p / proposal; None where draws come from p itself
+    top1_T: Tensor | None = None  # int64, the most probable id, where it is kept
+
+
+@dataclass(frozen=True)
+class HybridRows:
+    """The K most probable ids exactly, and draws from the rest; short rows of draws are padded with id 0, count 0."""
+
+    ids_TK: Tensor  # int64
+    log_probs_TK: Tensor  # float32, nats, at the signal's temperature
+    tail_T: Tensor  # float32, probability mass outside the ids, >= 0
+    drawn_ids_TM: Tensor  # int64
+    counts_TM: Tensor  # int64, of the draws from the tail
+    entropy_T: Tensor  # float32, nats: the entropy of the whole distribution
 
 
 @dataclass(frozen=True)
@@ -45,7 +62,7 @@ class DenseRows:
     temperature: float
 
 
-SparseRows = TopKRows | SampledRows | HardRows
+SparseRows = TopKRows | SampledRows | HybridRows | HardRows
 SignalRows = SparseRows | DenseRows
 
 
@@ -53,14 +70,16 @@ SignalRows = SparseRows | DenseRows
 class SparseTarget:
     """A target distribution on a few ids.
 
-    `entropy_T` is the entropy, in nats, that turns cross-entropy into KL: of head and tail bucket for `topk`, of the whole
-    teacher distribution for `sampled`, zero for `hard`.
+    `entropy_T` is the entropy, in nats, that turns cross-entropy into KL: of head and tail bucket for `topk` and `topp`, of the
+    whole teacher distribution for `sampled` and `hybrid`, zero for `hard`. `teacher_entropy_T` is that of the whole
+    distribution, None for `hard`.
     """
 
     ids_TK: Tensor  # int64
-    probs_TK: Tensor  # float32, zero in padding
-    tail_T: Tensor | None  # float32, None where the ids hold all the mass
+    probs_TK: Tensor  # float32, zero in padding; importance weights included, so a row's sum may differ from 1
+    tail_T: Tensor | None  # float32, None where the ids stand for all the mass
     entropy_T: Tensor  # float32
+    teacher_entropy_T: Tensor | None  # float32
 
 
 def sparse_target(rows: SparseRows) -> SparseTarget:
@@ -69,16 +88,28 @@ def sparse_target(rows: SparseRows) -> SparseTarget:
         case TopKRows():
             probs_TK = rows.log_probs_TK.exp()
             entropy_T = -torch.xlogy(probs_TK, probs_TK).sum(-1) - torch.xlogy(rows.tail_T, rows.tail_T)
-            return SparseTarget(rows.ids_TK, probs_TK, rows.tail_T, entropy_T)
+            return SparseTarget(rows.ids_TK, probs_TK, rows.tail_T, entropy_T, rows.entropy_T)
         case SampledRows():
-            return SparseTarget(rows.ids_TK, rows.counts_TK.float() / rows.draws, None, rows.entropy_T)
+            probs_TK = _shares(rows.counts_TK)
+            if rows.weights_TK is not None:
+                probs_TK = probs_TK * rows.weights_TK
+            return SparseTarget(rows.ids_TK, probs_TK, None, rows.entropy_T, rows.entropy_T)
+        case HybridRows():
+            ids_TK = torch.cat([rows.ids_TK, rows.drawn_ids_TM], 1)
+            drawn_TM = rows.tail_T[:, None] * _shares(rows.counts_TM)
+            probs_TK = torch.cat([rows.log_probs_TK.exp(), drawn_TM], 1)
+            return SparseTarget(ids_TK, probs_TK, None, rows.entropy_T, rows.entropy_T)
         case HardRows():
             ids_TK = rows.ids_T[:, None]
-            return SparseTarget(
-                ids_TK, torch.ones(ids_TK.shape, device=ids_TK.device), None, torch.zeros(len(ids_TK), device=ids_TK.device)
-            )
+            ones_TK = torch.ones(ids_TK.shape, device=ids_TK.device)
+            return SparseTarget(ids_TK, ones_TK, None, torch.zeros(len(ids_TK), device=ids_TK.device), None)
 
 
-def hard_rows(rows: TopKRows | HardRows) -> HardRows:
+def _shares(counts_TK: Tensor) -> Tensor:
+    """Counts over a row's draws; zero in a row of no draws."""
+    return counts_TK.float() / counts_TK.sum(-1, keepdim=True).clamp(min=1)
+
+
+def hard_rows(rows: TopKRows | HybridRows | HardRows) -> HardRows:
     """The teacher's top-1 from rows that hold it."""
     return rows if isinstance(rows, HardRows) else HardRows(rows.ids_TK[:, 0])

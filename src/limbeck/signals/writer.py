@@ -7,6 +7,8 @@ a shard that two of them write is one or the other's.
 
 import dataclasses
 import json
+import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ from limbeck.signals.manifest import (
 )
 from limbeck.signals.shards import ShardIndex, ShardPlan, plan_shards, read_index, write_shard
 from limbeck.signals.types import SparseRows
+
+STALE_SECONDS = 3600.0
+"""A file is written in one go, within minutes: one that has not grown for an hour has no writer any more."""
+_BEGUN = re.compile(r"(shard-\d+\.rows|plan\.json|store\.json)\.\d+-[0-9a-f]{8}\.tmp")
 
 
 class StoreWriter:
@@ -111,8 +117,7 @@ class StoreWriter:
         values = {"format": FORMAT, "plan": self._plan, "shards": entries, "statistics": _totals(indices)}
         write_json(self.path / STORE_FILE, values)
         (self.path / PLAN_FILE).unlink(missing_ok=True)
-        for leftover in self.path.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)
+        _sweep(self.path)
 
     def _is_finished(self, shard: ShardPlan) -> bool:
         """True where the shard's file is in place, whole, and of this plan; one that is not is written again."""
@@ -127,11 +132,23 @@ class StoreWriter:
         return True
 
     def _require_same_plan(self, held: Mapping[str, Any]) -> None:
+        if held["shard_tokens"] is None:  # a union of stores: its shards follow no plan, but its identity names its documents
+            held = {**self._plan, "format": held["format"], "identity": held["identity"]}
         found = list(differences(held, self._plan))
         if found:
             raise StoreError(
                 f"{self.path} holds another store ({'; '.join(found)}); write to another folder, ask for the same, or delete it"
             )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left of files they had begun. A younger one may be in the making, by another writer."""
+    for leftover in folder.glob("*.tmp"):
+        try:
+            if _BEGUN.fullmatch(leftover.name) and time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()
+        except FileNotFoundError:  # another writer swept, or finished
+            continue
 
 
 def _distinct(documents: Sequence[tuple[str, int]], *, path: Path) -> list[tuple[str, int]]:

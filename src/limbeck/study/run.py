@@ -12,7 +12,7 @@ from limbeck.errors import DivergedError, SpecError
 from limbeck.progress import say
 from limbeck.report.page import Arm, write_report
 from limbeck.runs import Costs, Run, is_finished, open_run, require_recipe
-from limbeck.signals.manifest import info, is_published
+from limbeck.signals.places import info_at, is_published
 from limbeck.spec.objective import needs_teacher
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import Study
@@ -24,7 +24,8 @@ class StudyResult:
     """Where everything is. `runs` of arms that were left out do not exist."""
 
     runs: dict[str, Path]
-    stores: tuple[Path, ...]
+    stores: tuple[str, ...]
+    """Folders or URLs."""
     reports: dict[str, Path]
     """A page for every control that arms are compared with."""
 
@@ -39,7 +40,7 @@ class StudyResult:
         pages = {control: str(page) for control, page in self.reports.items()}
         return {
             "arms": [{"arm": arm, "run": str(path), **_costs_and_results(path)} for arm, path in self.runs.items()],
-            "stores": [str(path) for path in self.stores],
+            "stores": list(self.stores),
             **({"report": str(self.report)} if len(pages) == 1 else {"reports": pages}),
         }
 
@@ -53,7 +54,7 @@ def run_study(study: Study, *, output: str, overrides: Mapping[str, Any]) -> Stu
     if unfinished:
         _run(recipes, order=order, unfinished=unfinished)
     runs = {arm: Path(recipe.run_path) for arm, recipe in recipes.items()}
-    stores = sorted({Path(recipe.store_path) for recipe in recipes.values() if recipe.uses_store})
+    stores = sorted({recipe.store_path for recipe in recipes.values() if recipe.uses_store})
     return StudyResult(runs, tuple(stores), _reports(study, recipes, runs=runs, output=Path(output)))
 
 
@@ -71,7 +72,7 @@ def _reports(study: Study, recipes: Mapping[str, Recipe], *, runs: Mapping[str, 
     pages = {}
     for control, arms in compared.items():
         only = len(compared) == 1
-        read = sorted({Path(recipes[arm].store_path) for arm in arms if recipes[arm].uses_store})
+        read = sorted({recipes[arm].store_path for arm in arms if recipes[arm].uses_store})
         pages[control] = report_of(
             {arm: runs[arm] for arm in arms},
             control=control,
@@ -82,7 +83,7 @@ def _reports(study: Study, recipes: Mapping[str, Recipe], *, runs: Mapping[str, 
     return pages
 
 
-def report_of(runs: Mapping[str, Path], *, control: str, stores: Sequence[Path], title: str, folder: Path) -> Path:
+def report_of(runs: Mapping[str, Path], *, control: str, stores: Sequence[str], title: str, folder: Path) -> Path:
     """The HTML report of some runs and the stores they read."""
     opened = {name: _run_at(path) for name, path in runs.items()}
     summaries = [run.summary for run in opened.values() if run is not None and run.summary is not None]
@@ -90,7 +91,7 @@ def report_of(runs: Mapping[str, Path], *, control: str, stores: Sequence[Path],
     return write_report(
         [Arm(name, run) for name, run in opened.items()],
         control=control,
-        stores=[info(path) for path in stores],
+        stores=[info_at(path) for path in stores],
         title=title,
         folder=folder,
         teacher=teachers[0] if len({teacher["name"] for teacher in teachers}) == 1 else None,
@@ -135,10 +136,10 @@ def _run(recipes: Mapping[str, Recipe], *, order: Sequence[Sequence[str]], unfin
 def _write_missing_stores(recipes: Sequence[Recipe]) -> None:
     from limbeck.study.stores import write_recipe_stores
 
-    lacking = [recipe for recipe in recipes if recipe.uses_store and not is_published(Path(recipe.store_path))]
+    lacking = [recipe for recipe in recipes if recipe.uses_store and not is_published(recipe.store_path)]
     if lacking:
         for path in write_recipe_stores(lacking):
-            say(describe_store(info(path)))
+            say(describe_store(info_at(path)))
 
 
 def _run_at(path: Path) -> Run | None:

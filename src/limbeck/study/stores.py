@@ -1,33 +1,43 @@
-"""Writing the signal stores that recipes need, with one pass of the teacher over the documents."""
+"""Writing the signal stores that recipes need, with one pass of the teacher over the documents.
+
+Under `torchrun` the processes share the documents (`limbeck.teachers.cache`). A store whose path is a URL is written in the
+user cache and published there when it is complete.
+"""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from limbeck.compute import pick_device
 from limbeck.errors import SpecError
+from limbeck.paths import is_remote
+from limbeck.signals.merge import Merged
+from limbeck.signals.remote import outgoing_folder, upload
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal, StoredSignal
-from limbeck.teachers.cache import write_stores
-from limbeck.teachers.huggingface import load_teacher
-from limbeck.train.setup import open_texts
+from limbeck.teachers.cache import Share, extend_store, write_stores
+from limbeck.teachers.huggingface import Teacher, load_teacher
+from limbeck.train.parallel import Processes, leave, start_processes, wait_for_all
+from limbeck.train.setup import Texts, open_texts
 
 
-def stores_of(recipes: Sequence[Recipe]) -> dict[Path, StoredSignal]:
-    """The stores that the recipes read, each once."""
+def stores_of(recipes: Sequence[Recipe]) -> dict[str, StoredSignal]:
+    """The paths or URLs of the stores that the recipes read, each once."""
     return {
-        Path(recipe.store_path): recipe.signal
+        recipe.store_path: recipe.signal
         for recipe in recipes
         if recipe.uses_store and recipe.signal is not None and not isinstance(recipe.signal, DenseSignal)
     }
 
 
-def write_recipe_stores(recipes: Sequence[Recipe]) -> list[Path]:
-    """Write the stores that the recipes read; those of one teacher and one set of texts in one pass. Resumes what was begun."""
+def write_recipe_stores(recipes: Sequence[Recipe]) -> list[str]:
+    """Write the stores that the recipes read; those of one teacher and one set of texts in one pass. Resumes what was begun.
+
+    Returns their folders or URLs.
+    """
     readers = [recipe for recipe in recipes if recipe.uses_store]
     if not readers:
-        raise SpecError(
-            f"{recipes[0].name}: no signal store is read (objective.kind={recipes[0].objective.kind}, or signal.live)"
-        )
+        raise _reads_none(recipes[0])
     while readers:
         first = readers[0]
         together = [recipe for recipe in readers if (recipe.teacher, recipe.data) == (first.teacher, first.data)]
@@ -36,9 +46,44 @@ def write_recipe_stores(recipes: Sequence[Recipe]) -> list[Path]:
     return list(stores_of(recipes))
 
 
+def extend_recipe_store(path: Path, recipe: Recipe) -> Merged | None:
+    """Add to a store the training documents of a recipe that it lacks; None where it lacks none."""
+    signal = recipe.signal
+    if not recipe.uses_store or signal is None or isinstance(signal, DenseSignal):
+        raise _reads_none(recipe)
+    assert recipe.teacher is not None, "the recipe's validator requires one"
+    texts, teacher, processes = _open(recipe)
+    merged = extend_store(teacher, texts.train, path, signal=signal, context=recipe.teacher.context, share=_share(processes))
+    leave(processes)
+    return merged
+
+
 def _write_together(recipes: Sequence[Recipe]) -> None:
     first = recipes[0]
     assert first.teacher is not None, "the recipe's validator requires one"
-    texts = open_texts(first)
-    teacher = load_teacher(first.teacher, device=pick_device(first.device))
-    write_stores(teacher, texts.train, stores_of(recipes), context=first.teacher.context)
+    texts, teacher, processes = _open(first)
+    folders = {path: outgoing_folder(path) for path in stores_of(recipes)}
+    signals = {folders[path]: signal for path, signal in stores_of(recipes).items()}
+    write_stores(teacher, texts.train, signals, context=first.teacher.context, share=_share(processes))
+    for path, folder in folders.items():
+        if is_remote(path) and processes.is_first:
+            upload(folder, path)
+    leave(processes)
+
+
+def _open(recipe: Recipe) -> tuple[Texts, Teacher, Processes]:
+    """Texts, teacher, and the processes that share the work; the first one tokenises for all."""
+    assert recipe.teacher is not None
+    device = pick_device(recipe.device)
+    processes = start_processes(device)
+    first = open_texts(recipe) if processes.is_first else None
+    wait_for_all(processes)
+    return first or open_texts(recipe), load_teacher(recipe.teacher, device=device), processes
+
+
+def _share(processes: Processes) -> Share:
+    return Share(processes.rank, processes.world_size, partial(wait_for_all, processes))
+
+
+def _reads_none(recipe: Recipe) -> SpecError:
+    return SpecError(f"{recipe.name}: no signal store is read (objective.kind={recipe.objective.kind}, or signal.live)")

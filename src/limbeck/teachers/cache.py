@@ -1,11 +1,20 @@
 """Writing signal stores: the teacher reads every training document once and leaves the rows of one or more signals.
 
 Work goes shard by shard. What a shard holds and how its windows are grouped depends on the documents alone, so a store that was
-interrupted and resumed is the store that would have been written in one go.
+interrupted and resumed, or written by any number of processes, is the store that one would have written in one go. Processes
+share the shards that are missing when they start, in turn, and write to one folder; the first publishes when all are done. A
+process that dies takes the shard in its hands with it, and nothing else.
+
+A store can be extended by more documents. They are scored into a store of their own inside it (`EXTENSION`), which is then made
+part of it in one step (`limbeck.signals.merge`): until then, readers see the store as it was. More draws are another signal:
+their rows are scored afresh, into another store; that the first of them are the old ones makes the two comparable.
 """
 
+import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +23,10 @@ import torch
 from limbeck.data.token_store import TokenStore
 from limbeck.progress import progress
 from limbeck.signals.manifest import StoreIdentity, signal_identity
+from limbeck.signals.merge import Merged, absorb, documents_digest, require_same_but_documents
 from limbeck.signals.rows import concatenate
 from limbeck.signals.select import select_all
+from limbeck.signals.store import SignalStore
 from limbeck.signals.types import SparseRows
 from limbeck.signals.writer import StoreWriter
 from limbeck.spec.signal import StoredSignal
@@ -26,6 +37,20 @@ from limbeck.teachers.score import passages, score_logits
 SHARD_TOKENS = 16_384
 """Of a small store: a kill loses at most so much. A large one has about `MOST_SHARDS` files instead of ever more."""
 MOST_SHARDS = 1024
+EXTENSION = "extension"
+"""The folder, inside a store, of an extension that is being scored."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of the work, and how it waits until all processes have come as far."""
+
+    rank: int = 0
+    world_size: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+ALONE = Share()
 
 
 def write_stores(
@@ -35,26 +60,76 @@ def write_stores(
     *,
     context: Context,
     shard_tokens: int | None = None,
+    share: Share = ALONE,
 ) -> None:
     """Score every document of `store` once and publish one signal store per path. Resumes what an earlier call left."""
-    documents = list(zip(store.ids, store.lengths.tolist(), strict=True))
-    shard_tokens = shard_tokens or max(SHARD_TOKENS, store.num_rows // MOST_SHARDS)
+    identities = {path: store_identity(teacher, store, signal, context=context) for path, signal in signals.items()}
+    _write(teacher, store, list(range(len(store))), identities, context=context, shard_tokens=shard_tokens, share=share)
+
+
+def extend_store(
+    teacher: Teacher,
+    store: TokenStore,
+    path: Path,
+    *,
+    signal: StoredSignal,
+    context: Context,
+    shard_tokens: int | None = None,
+    share: Share = ALONE,
+) -> Merged | None:
+    """Score the documents of `store` that the signal store at `path` lacks and make them part of it; None if it lacks none.
+
+    Raises `StoreError` where it holds other rows than `signal` of this teacher, tokenizer and context.
+    """
+    held = SignalStore.open(path)
+    asked = store_identity(teacher, store, signal, context=context)
+    require_same_but_documents(
+        held.identity,
+        asked,
+        path=path,
+        remedy="only documents can be added; write another store with `limbeck cache write` and store=PATH",
+    )
+    missing = set(held.missing_documents(store.ids))
+    lacking = [place for place, name in enumerate(store.ids) if name in missing]
+    if not lacking:
+        return None
+    addition = path / EXTENSION
+    identity = dataclasses.replace(asked, documents=documents_digest(missing))
+    _write(teacher, store, lacking, {addition: identity}, context=context, shard_tokens=shard_tokens, share=share)
+    merged = None
+    if share.rank == 0:
+        merged = absorb(path, addition)
+        shutil.rmtree(addition)
+    share.wait()
+    return merged
+
+
+def _write(
+    teacher: Teacher,
+    store: TokenStore,
+    places: Sequence[int],
+    identities: Mapping[Path, StoreIdentity],
+    *,
+    context: Context,
+    shard_tokens: int | None,
+    share: Share,
+) -> None:
+    """Score the documents at `places` into one store for each identity, together with the other processes."""
+    documents = [(store.ids[place], int(store.lengths[place])) for place in places]
+    shard_tokens = shard_tokens or max(SHARD_TOKENS, sum(length - 1 for _, length in documents) // MOST_SHARDS)
     writers = [
-        StoreWriter(
-            path,
-            identity=store_identity(teacher, store, signal, context=context),
-            documents=documents,
-            shard_tokens=shard_tokens,
-        )
-        for path, signal in signals.items()
+        StoreWriter(path, identity=identity, documents=documents, shard_tokens=shard_tokens)
+        for path, identity in identities.items()
     ]
     waiting = [{shard.index: shard for shard in writer.pending_shards()} for writer in writers]
-    todo = {index: shard for shards in waiting for index, shard in shards.items()}
-    place = {document_id: index for index, document_id in enumerate(store.ids)}
+    share.wait()  # all have seen the same shards missing before any writes one
+    every = sorted({index: shard for shards in waiting for index, shard in shards.items()}.items())
+    todo = every[share.rank :: share.world_size]
+    place = {store.ids[index]: index for index in places}
     with progress(
-        f"{teacher.files.name} reads documents", total=sum(shard.num_tokens - len(shard.documents) for shard in todo.values())
+        f"{teacher.files.name} reads documents", total=sum(shard.num_tokens - len(shard.documents) for _, shard in todo)
     ) as advance:
-        for index, shard in sorted(todo.items()):
+        for index, shard in todo:
             lacking = [writer for writer, shards in zip(writers, waiting, strict=True) if index in shards]
             ids = shard.document_ids
             tokens = [store.document(place[document_id]) for document_id in ids]
@@ -65,8 +140,11 @@ def write_stores(
             for number, writer in enumerate(lacking):
                 content = [(ident, array, taken[number]) for ident, array, taken in zip(ids, tokens, rows, strict=True)]
                 writer.write_shard(index, content, seconds=seconds)
-    for writer in writers:
-        writer.publish()
+    share.wait()
+    if share.rank == 0:
+        for writer in writers:
+            writer.publish()
+    share.wait()
 
 
 def store_identity(teacher: Teacher, store: TokenStore, signal: StoredSignal, *, context: Context) -> StoreIdentity:
