@@ -2,6 +2,7 @@
 
     RUN/recipe.yaml        the resolved recipe
     RUN/environment.json   versions, device, processor
+    RUN/preflight.json     what the first batch showed before the first step
     RUN/metrics.jsonl      one record a line: `event` train or eval, always with the six costs
     RUN/checkpoint.pt      what resuming needs (written by `limbeck.train.checkpoint`)
     RUN/student/           the student as a Hugging Face folder
@@ -118,6 +119,10 @@ class RunWriter:
         """Append one record."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **asdict(costs), **values}) + "\n")
+
+    def preflight(self, **values: Any) -> None:
+        """Keep what the first batch showed."""
+        write_atomically(self.path / "preflight.json", json.dumps(values, indent=1))
 
     def finish(self, costs: Costs, **values: Any) -> dict[str, Any]:
         """Write the summary; the run is finished."""

@@ -130,7 +130,9 @@ def gemma3_that_sees() -> Any:
         "patch_size": 14,
     }
     ids = {"image_token_index": 299, "boi_token_index": 298, "eoi_token_index": 297, "mm_tokens_per_image": 4}
-    model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids))
+    model = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+    )
     torch.nn.init.normal_(model.lm_head.weight, std=0.3)  # untied heads start near zero: such a teacher would be flat
     return model
 

@@ -124,7 +124,8 @@ def write_one_hot_store(recipe: Recipe) -> None:
         for ident in shard.document_ids:
             tokens = documents[ident]
             following = torch.from_numpy(tokens[1:].astype("int64"))
-            certain = TopKRows(following[:, None], torch.zeros(len(following), 1), torch.zeros(len(following)))
+            nothing_T = torch.zeros(len(following))
+            certain = TopKRows(following[:, None], torch.zeros(len(following), 1), nothing_T, nothing_T)
             content.append((ident, tokens, certain))
         writer.write_shard(shard.index, content)
     writer.publish()

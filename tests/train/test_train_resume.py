@@ -196,12 +196,12 @@ def test_a_loss_that_is_not_finite_names_the_step(values: dict[str, Any], monkey
     recipe = recipe_of(values, **CE, checkpoint={"seconds": 1e-9})
     original, seen = loop.batch_loss, [0]
 
-    def poisoned(setup: Any, batch: Any) -> Any:
+    def poisoned(setup: Any, batch: Any, **named: Any) -> Any:
         seen[0] += 1
         if seen[0] == 6:
             with torch.no_grad():
                 next(setup.student.parameters()).fill_(math.nan)
-        return original(setup, batch)
+        return original(setup, batch, **named)
 
     monkeypatch.setattr(loop, "batch_loss", poisoned)
     with pytest.raises(LimbeckError, match="not finite at step 6"):

@@ -1,12 +1,15 @@
 """Training a recipe from start to end: set up, run the loop, finish."""
 
+from dataclasses import asdict
 from pathlib import Path
 
+from limbeck.progress import say
 from limbeck.runs import RunWriter, is_finished, require_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.train.loop import run
 from limbeck.train.measure import finish
 from limbeck.train.parallel import leave
+from limbeck.train.preflight import preflight
 from limbeck.train.setup import open_setup
 
 
@@ -19,6 +22,10 @@ def train(recipe: Recipe) -> Path:
         return path
     setup = open_setup(recipe)
     writer = RunWriter(path, recipe=setup.recipe, device=str(setup.device)) if setup.processes.is_first else None
+    checked = preflight(setup)
+    if writer is not None:
+        say(f"{recipe.name}: {checked.line()}")
+        writer.preflight(**asdict(checked))
     costs = run(setup, path=path, writer=writer)
     if writer is not None:
         finish(setup, costs, path=path, writer=writer)
