@@ -134,8 +134,8 @@ def _check_alignment(rows: SignalRows, targets_T: Tensor, *, mass_of_store: floa
         if len(ahead_T) > 1 and float(ahead_T.mean()) > _CERTAIN * float(ahead_T.std()) / math.sqrt(len(ahead_T)):
             raise PreflightError(
                 f"the teacher's rows fit the token one place {where} the one that they should predict (mass "
-                f"{float(beside_T.mean()):.3f} against {mean:.3f}): they are out of step (write the store again), or the teacher "
-                "repeats what it reads, as an untrained one does (name another)"
+                f"{float(beside_T.mean()):.3f} against {mean:.3f}): they are out of step (write the store again), or the "
+                "teacher repeats what it reads, as an untrained one does (name another)"
             )
     if mass_of_store is not None:
         # At most: the mass of a row is between 0 and 1.
