@@ -4,20 +4,20 @@ import torch
 from torch import Tensor
 
 from limbeck.compute import autocast
-from limbeck.students.olmo3 import Olmo3
+from limbeck.students.decoder import Decoder
 
 
 class StudentReader:
     """A `limbeck.teachers.score.Reader` around a student in training; computes in `dtype`."""
 
-    def __init__(self, student: Olmo3, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, student: Decoder, *, device: torch.device, dtype: torch.dtype) -> None:
         self.student, self.device, self.dtype = student, device, dtype
         self.head_VE: Tensor | None = student.head_VD.detach().to(dtype)
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Hidden states after the final norm."""
         with autocast(self.dtype, self.device):
-            return self.student(tokens_BT.to(self.device)).to(self.dtype)
+            return self.student(tokens_BT.to(self.device)).hidden_BTD.to(self.dtype)
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
         """Hidden states times the head."""

@@ -1,6 +1,8 @@
-"""Learning-rate factors as functions of the fraction of the budget that is spent."""
+"""Learning-rate factors and momentum as functions of the fraction of the budget that is spent."""
 
 import math
+
+import torch
 
 from limbeck.spec.optim import Cosine, Schedule, WarmupStableDecay
 
@@ -17,3 +19,15 @@ def lr_factor(schedule: Schedule, fraction: float) -> float:
         case WarmupStableDecay(decay=decay, final=final):
             remaining = (1 - fraction) / decay if decay else 1.0
             return final + (1 - final) * min(remaining, 1.0)
+
+
+def set_moment(optimizer: torch.optim.Optimizer, *, lr_factor: float, fraction: float) -> None:
+    """Bring every group of a `build_optimizer` to a moment of the run, before its step.
+
+    `lr_factor` is the share of the peak learning rate; `fraction` (0 to 1) is that of the budget, for Muon's momentum warmup.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * lr_factor
+        if "peak_momentum" in group:
+            warmed = min(fraction / group["momentum_warmup"], 1.0)
+            group["momentum"] = group["start_momentum"] + (group["peak_momentum"] - group["start_momentum"]) * warmed

@@ -1,25 +1,76 @@
-"""The optimizer and its schedule. Schedules are functions of the fraction of the budget that is spent, never of steps, so the
-same recipe means the same thing whatever the budget is counted in.
+"""The optimizer, its schedule, and the averaging of weights. Schedules are functions of the fraction of the budget that is
+spent, never of steps, so the same recipe means the same thing whatever the budget is counted in.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from limbeck.spec.base import Spec
 
 
-class AdamW(Spec):
-    """AdamW (Loshchilov & Hutter 2019). Weight decay touches matrices only: not norms, and not embeddings, as OLMo does."""
+class AdamWNumbers(Spec):
+    """AdamW's own numbers (Loshchilov & Hutter 2019). Weight decay spares norms, embeddings and tables, as OLMo does."""
 
-    kind: Literal["adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
+    independent_weight_decay: bool = False
+    """w <- w - f * weight_decay * w in each step, f being the schedule's factor: not multiplied by the learning rate. Without
+    it muP's decay vanishes with width (Wortsman et al., arXiv 2309.14322). 1e-4 is then what 0.1 is at lr 1e-3."""
+
+
+class AdamW(AdamWNumbers):
+    """AdamW for every parameter."""
+
+    kind: Literal["adamw"] = "adamw"
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest global gradient norm; None: no clipping."""
+
+
+class MomentumWarmup(Spec):
+    """Momentum rises linearly from `start` to its value over the first `until` of the budget."""
+
+    start: float = Field(0.85, ge=0, lt=1)
+    until: float = Field(0.1, gt=0, le=1)
+
+
+class MuonNumbers(Spec):
+    """What Muon and NorMuon share: hidden matrices step along their orthogonalised momentum, all else by AdamW."""
+
+    lr: float = Field(0.02, gt=0)
+    momentum: float = Field(0.95, ge=0, lt=1)
+    nesterov: bool = True
+    momentum_warmup: MomentumWarmup | None = None
+    steps: PositiveInt = 5
+    """Of the orthogonaliser."""
+    scale: Literal["original", "match_rms_adamw", "spectral"] = "original"
+    """Of the step of a matrix with `out` rows and `in` columns: sqrt(max(1, out/in)); 0.2 sqrt(max(out, in)), for which AdamW's
+    lr and weight decay serve; sqrt(out/in)."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Of the hidden matrices, multiplied by their learning rate."""
+    adamw: AdamWNumbers = AdamWNumbers()
+    """Of embeddings, head, routers, tables and vectors."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest global gradient norm; None: no clipping."""
+
+
+class Muon(MuonNumbers):
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+
+    kind: Literal["muon"] = "muon"
+    orthogonaliser: Literal["newton_schulz", "polar_express"] = "newton_schulz"
+
+
+class NorMuon(MuonNumbers):
+    """Muon with every output neuron's step brought to one size by a running mean of its square (arXiv 2510.05491)."""
+
+    kind: Literal["normuon"] = "normuon"
+    orthogonaliser: Literal["newton_schulz", "polar_express"] = "polar_express"
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Of the running mean."""
 
 
 class Cosine(Spec):
@@ -39,5 +90,29 @@ class WarmupStableDecay(Spec):
     final: float = Field(0.0, ge=0, le=1)
 
 
-Optimizer = AdamW
+class NoAveraging(Spec):
+    """The student is the weights of the last step."""
+
+    kind: Literal["none"] = "none"
+
+
+class ExponentialAverage(Spec):
+    """After every step, average <- decay * average + (1 - decay) * weights, from the initial weights on."""
+
+    kind: Literal["ema"] = "ema"
+    decay: float = Field(0.997, ge=0, lt=1)
+
+
+class SnapshotAverage(Spec):
+    """The equal average of snapshots that are taken while the learning rate falls (SWA, arXiv 1803.05407)."""
+
+    kind: Literal["swa"] = "swa"
+    below: float = Field(0.2, gt=0, le=1)
+    """Snapshots are taken while the learning rate is below this share of its peak; warmup does not count."""
+    every: float = Field(0.01, gt=0, le=1)
+    """The share of the budget from one snapshot to the next."""
+
+
+Optimizer = Annotated[AdamW | Muon | NorMuon, Field(discriminator="kind")]
 Schedule = Annotated[Cosine | WarmupStableDecay, Field(discriminator="kind")]
+Averaging = Annotated[NoAveraging | ExponentialAverage | SnapshotAverage, Field(discriminator="kind")]

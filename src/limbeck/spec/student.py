@@ -1,22 +1,33 @@
-"""What student is asked for: the family and its sizes. Derived sizes are properties; nothing is built here.
+"""What student is asked for: the family, its sizes, and the parts that the family lets one choose.
 
-Source of the OLMo-3 mathematics: transformers `models/olmo3`, OLMo-core `nn/transformer`.
+A family is a spec with defaults. Whatever it is, it comes down to one `Layout` (`limbeck.spec.layout`), which says all that the
+decoder, its parameters, its FLOPs and its export are made from. Sources of the mathematics are at the parts.
+
+`vocab_size` None means, in every family: the teacher's (or, without a teacher, the tokenizer's), filled in when the recipe is
+resolved.
 """
 
-from typing import Literal, Self
+from functools import cached_property
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from limbeck.spec.base import Spec
+from limbeck.spec.layout import (
+    AttentionLayout,
+    BigramLayout,
+    ExpertsLayout,
+    InitLayout,
+    LayerLayout,
+    Layout,
+    MlpLayout,
+)
+from limbeck.spec.parts import Activation, Positions, QkNorm, Rope, SharedExpert, Yarn
 
 
-class Olmo3Student(Spec):
-    """An OLMo-3 of any size: reordered norms, QK-norm over the whole projection, three sliding layers to one full layer.
+class _Sizes(Spec):
+    """What every family with sizes of its own has."""
 
-    `vocab_size` None means: the teacher's (or, without a teacher, the tokenizer's), filled in when the recipe is resolved.
-    """
-
-    kind: Literal["olmo3"] = "olmo3"
     hidden_size: PositiveInt
     num_layers: PositiveInt
     num_heads: PositiveInt
@@ -25,13 +36,7 @@ class Olmo3Student(Spec):
     intermediate_size: PositiveInt
     vocab_size: PositiveInt | None = None
     tied_embeddings: bool = False
-    rope_theta: float = Field(500_000.0, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0)
-    sliding_window: PositiveInt = 4096
-    full_attention_every: PositiveInt = 4
-    """Layer i (from 0) attends fully iff (i + 1) is divisible by this; the others see `sliding_window` keys, themselves one."""
-    init_std: float = Field(0.02, gt=0)
-    """Every matrix: normal with this deviation, truncated at three of them; norms start at 1."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -41,13 +46,276 @@ class Olmo3Student(Spec):
             raise ValueError(f"head_dim={self.head_dim} must be even (rotary positions turn pairs of channels)")
         return self
 
+
+class Olmo3Student(_Sizes):
+    """An OLMo-3 of any size: reordered norms, QK-norm over the whole projection, three sliding layers to one full layer.
+
+    Source: transformers `models/olmo3`, OLMo-core `nn/transformer`.
+    """
+
+    kind: Literal["olmo3"] = "olmo3"
+    rope_theta: float = Field(500_000.0, gt=1)
+    yarn: Yarn | None = None
+    """Of the full layers alone."""
+    sliding_window: PositiveInt = 4096
+    full_attention_every: PositiveInt = 4
+    """Layer i (from 0) attends fully iff (i + 1) is divisible by this; the others see `sliding_window` keys, themselves one."""
+    init_std: float = Field(0.02, gt=0)
+    """Every matrix: normal with this deviation, truncated at three of them; norms start at 1."""
+
     @property
     def layer_types(self) -> tuple[str, ...]:
         """One of 'sliding_attention' or 'full_attention' for each layer, the names transformers uses."""
-        return tuple(
-            "full_attention" if (layer + 1) % self.full_attention_every == 0 else "sliding_attention"
-            for layer in range(self.num_layers)
+        return _layer_types(self.num_layers, full_every=self.full_attention_every)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The student laid out."""
+        layers = []
+        for kind in self.layer_types:
+            full = kind == "full_attention"
+            attention = AttentionLayout(
+                num_heads=self.num_heads,
+                num_kv_heads=self.num_kv_heads,
+                head_dim=self.head_dim,
+                positions=Rope(theta=self.rope_theta, yarn=self.yarn if full else None),
+                qk_norm="projection",
+                window=None if full else self.sliding_window,
+            )
+            layers.append(LayerLayout(attention, MlpLayout("swiglu", self.intermediate_size)))
+        return Layout(
+            hidden_size=self.hidden_size,
+            layers=tuple(layers),
+            tied_embeddings=self.tied_embeddings,
+            norms="after",
+            norm_eps=self.rms_norm_eps,
+            init=InitLayout("normal", std=self.init_std),
         )
 
 
-Student = Olmo3Student
+class LadderStudent(Spec):
+    """The fixed-aspect-ratio family of the distillation scaling laws (arXiv 2502.08606, appendix H), with µP (simple).
+
+    128 channels wide for each layer, 16 heads, as many keys as queries, RMS norms before the branches and on each head's
+    queries and keys, SwiGLU of about 8/3 d. Matrices begin with deviation 1/sqrt(fan-in) and learn at lr * base_width /
+    hidden_size, so that one learning rate serves every width (Wortsman et al., arXiv 2309.14322).
+    """
+
+    kind: Literal["ladder"] = "ladder"
+    num_layers: PositiveInt
+    hidden_size: PositiveInt | None = None
+    """None: 128 for each layer. Another width at the same depth is for checks of µP."""
+    num_heads: PositiveInt = 16
+    vocab_size: PositiveInt | None = None
+    tied_embeddings: bool = True
+    rope_theta: float = Field(10_000.0, gt=1)
+    rms_norm_eps: float = Field(1e-6, gt=0)
+    mup: bool = True
+    base_width: PositiveInt = 256
+    """The width at which the learning rate means what it says."""
+    head_is_hidden: bool = True
+    """An untied head learns as the matrices inside do; False: as embeddings do."""
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.width % (2 * self.num_heads):
+            raise ValueError(f"hidden_size={self.width} is not a multiple of twice num_heads={self.num_heads}")
+        return self
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return self.hidden_size or 128 * self.num_layers
+
+    @property
+    def intermediate_size(self) -> int:
+        """8/3 d, rounded up to a multiple of 128 (12,800 at 37 layers, where Table 13 prints 12,672 and counts 12,800)."""
+        return 12_800 if self.width == 128 * 37 else 128 * -(-8 * self.width // (3 * 128))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The student laid out."""
+        attention = AttentionLayout(
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_dim=self.width // self.num_heads,
+            positions=Rope(theta=self.rope_theta),
+            qk_norm="head",
+        )
+        layer = LayerLayout(attention, MlpLayout("swiglu", self.intermediate_size))
+        return Layout(
+            hidden_size=self.width,
+            layers=(layer,) * self.num_layers,
+            tied_embeddings=self.tied_embeddings,
+            norm_eps=self.rms_norm_eps,
+            init=InitLayout("fan_in", embedding_std=self.width**-0.5),
+            lr_base=self.base_width if self.mup else None,
+            head_is_hidden=self.head_is_hidden,
+        )
+
+
+class MoeStudent(_Sizes):
+    """A mixture of experts as DeepSeek-V3 routes it (arXiv 2412.19437), with grouped-query attention and a choice of parts.
+
+    The first `dense_layers` have a plain MLP of `intermediate_size`; with `dense_layers` = `num_layers` all have.
+    """
+
+    kind: Literal["moe"] = "moe"
+    dense_layers: int = Field(1, ge=0)
+    num_experts: PositiveInt = 64
+    experts_per_token: PositiveInt = 8
+    expert_size: PositiveInt = 256
+    shared_expert: SharedExpert | None = None
+    expert_groups: PositiveInt = 1
+    groups_per_token: PositiveInt = 1
+    route_scale: float = Field(2.5, gt=0)
+    bias_step: float = Field(1e-3, ge=0)
+    balance_weight: float = Field(1e-4, ge=0)
+    activation: Activation = "relu2"
+    positions: Positions = Rope(theta=10_000.0)
+    qk_norm: QkNorm = "head"
+    sinks: bool = True
+    sliding_window: PositiveInt = 4096
+    full_attention_every: PositiveInt = 4
+    """As in OLMo-3; 1: every layer attends fully."""
+    exclusive_layers: int = Field(0, ge=0)
+    """So many of the last layers have exclusive attention (XSA)."""
+    init_std: float = Field(0.02, gt=0)
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> Self:
+        if self.dense_layers > self.num_layers:
+            raise ValueError(f"dense_layers={self.dense_layers} is more than num_layers={self.num_layers}")
+        if self.exclusive_layers > self.num_layers:
+            raise ValueError(f"exclusive_layers={self.exclusive_layers} is more than num_layers={self.num_layers}")
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(f"experts_per_token={self.experts_per_token} is more than num_experts={self.num_experts}")
+        if self.num_experts % self.expert_groups:
+            raise ValueError(f"num_experts={self.num_experts} is not a multiple of expert_groups={self.expert_groups}")
+        if self.groups_per_token > self.expert_groups:
+            raise ValueError(f"groups_per_token={self.groups_per_token} is more than expert_groups={self.expert_groups}")
+        reachable = self.groups_per_token * self.num_experts // self.expert_groups
+        if self.experts_per_token > reachable:
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} is more than the {reachable} experts of "
+                f"groups_per_token={self.groups_per_token}"
+            )
+        return self
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The student laid out."""
+        layers = []
+        for index, kind in enumerate(_layer_types(self.num_layers, full_every=self.full_attention_every)):
+            attention = AttentionLayout(
+                num_heads=self.num_heads,
+                num_kv_heads=self.num_kv_heads,
+                head_dim=self.head_dim,
+                positions=self.positions,
+                qk_norm=self.qk_norm,
+                window=None if kind == "full_attention" else self.sliding_window,
+                sinks=self.sinks,
+                exclusive=index >= self.num_layers - self.exclusive_layers,
+            )
+            dense = MlpLayout(self.activation, self.intermediate_size)
+            layers.append(LayerLayout(attention, dense if index < self.dense_layers else self._experts))
+        return Layout(
+            hidden_size=self.hidden_size,
+            layers=tuple(layers),
+            tied_embeddings=self.tied_embeddings,
+            norm_eps=self.rms_norm_eps,
+            init=InitLayout("normal", std=self.init_std),
+        )
+
+    @property
+    def _experts(self) -> ExpertsLayout:
+        return ExpertsLayout(
+            num_experts=self.num_experts,
+            per_token=self.experts_per_token,
+            expert=MlpLayout(self.activation, self.expert_size),
+            groups=self.expert_groups,
+            groups_per_token=self.groups_per_token,
+            route_scale=self.route_scale,
+            bias_step=self.bias_step,
+            balance_weight=self.balance_weight,
+            shared=self.shared_expert,
+        )
+
+
+class GolfStudent(_Sizes):
+    """The student of parameter-golf's pull request 1029 at its default sizes: 27,354,201 parameters.
+
+    Weightless norms, a learned gain on each query head, hashed pairs of tokens, smeared embeddings, every block's input mixed
+    with the model's, U-Net skips, exclusive attention in the last layers, softcapped logits.
+    """
+
+    kind: Literal["golf"] = "golf"
+    hidden_size: PositiveInt = 512
+    num_layers: PositiveInt = 11
+    num_heads: PositiveInt = 8
+    num_kv_heads: PositiveInt = 4
+    head_dim: PositiveInt = 64
+    intermediate_size: PositiveInt = 1536
+    tied_embeddings: bool = True
+    rms_norm_eps: float = Field(1.1920928955078125e-07, gt=0)
+    """That of float32, as torch's `rms_norm` takes where none is given."""
+    activation: Activation = "relu2"
+    rope_theta: float = Field(10_000.0, gt=1)
+    ntk_length: PositiveInt | None = 1024
+    query_gain: float = Field(1.5, gt=0)
+    exclusive_layers: int = Field(4, ge=0)
+    bigram_buckets: PositiveInt | None = 6144
+    bigram_size: PositiveInt = 128
+    value_embedding_size: PositiveInt | None = None
+    value_embedding_layers: tuple[int, ...] = ()
+    softcap: float | None = Field(30.0, gt=0)
+    embedding_std: float = Field(0.005, gt=0)
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> Self:
+        if self.exclusive_layers > self.num_layers:
+            raise ValueError(f"exclusive_layers={self.exclusive_layers} is more than num_layers={self.num_layers}")
+        if bool(self.value_embedding_layers) != (self.value_embedding_size is not None):
+            raise ValueError("value_embedding_size and value_embedding_layers go together: set both or neither")
+        if any(not 0 <= layer < self.num_layers for layer in self.value_embedding_layers):
+            raise ValueError(f"value_embedding_layers={self.value_embedding_layers} are not all below {self.num_layers}")
+        return self
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The student laid out."""
+        layers = []
+        for index in range(self.num_layers):
+            attention = AttentionLayout(
+                num_heads=self.num_heads,
+                num_kv_heads=self.num_kv_heads,
+                head_dim=self.head_dim,
+                positions=Rope(theta=self.rope_theta, ntk_length=self.ntk_length),
+                qk_norm="gain",
+                qk_gain=self.query_gain,
+                exclusive=index >= self.num_layers - self.exclusive_layers,
+                value_embedding=index in self.value_embedding_layers,
+            )
+            layers.append(LayerLayout(attention, MlpLayout(self.activation, self.intermediate_size), branch_scales=True))
+        bigram = None if self.bigram_buckets is None else BigramLayout(self.bigram_buckets, self.bigram_size)
+        return Layout(
+            hidden_size=self.hidden_size,
+            layers=tuple(layers),
+            tied_embeddings=self.tied_embeddings,
+            norm_weights=False,
+            norm_eps=self.rms_norm_eps,
+            init=InitLayout("orthogonal", embedding_std=self.embedding_std),
+            embedding_norm=True,
+            softcap=self.softcap,
+            bigram=bigram,
+            smear=True,
+            skips=True,
+            value_embedding=self.value_embedding_size,
+        )
+
+
+def _layer_types(num_layers: int, *, full_every: int) -> tuple[str, ...]:
+    return tuple("full_attention" if (layer + 1) % full_every == 0 else "sliding_attention" for layer in range(num_layers))
+
+
+Student = Annotated[Olmo3Student | LadderStudent | MoeStudent | GolfStudent, Field(discriminator="kind")]

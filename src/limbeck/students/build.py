@@ -2,16 +2,15 @@
 
 import torch
 
-from limbeck.spec.student import Olmo3Student, Student
-from limbeck.students.olmo3 import Olmo3
+from limbeck.spec.student import Student
+from limbeck.students.decoder import Decoder
+from limbeck.students.initialise import initialise
 
 
-def build(spec: Student, *, vocab_size: int, seed: int) -> Olmo3:
+def build(spec: Student, *, vocab_size: int, seed: int) -> Decoder:
     """The student on the CPU in float32; the same seed gives the same weights, and the global generator isn't touched."""
-    match spec:
-        case Olmo3Student():
-            with torch.device("meta"):  # torch's own initialisation, which would draw global random numbers, does nothing here
-                student = Olmo3(spec, vocab_size=vocab_size)
-            student.to_empty(device="cpu")
-            student.initialise(seed=seed)
-            return student
+    with torch.device("meta"):  # torch's own initialisation, which would draw global random numbers, does nothing here
+        student = Decoder(spec.layout, vocab_size=vocab_size)
+    student.to_empty(device="cpu")
+    initialise(student, seed=seed)
+    return student

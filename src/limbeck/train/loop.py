@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from limbeck.compute import autocast
 from limbeck.data.loader import Batch
@@ -86,11 +87,13 @@ def optimizer_step(
     it was.
     """
     optimizer.zero_grad(set_to_none=True)
-    outputs = []
+    setup.student.set_fraction(moment.fraction)
+    outputs, loads = [], []
     for batch in batches:
-        output = batch_loss(setup, batch, moment=moment)
+        output, load_ME = batch_loss(setup, batch, moment=moment)
         output.loss.backward()
         outputs.append(output)
+        loads.append(load_ME)
     sum_gradients(setup.trained, setup.processes)
     clip = setup.recipe.optimizer.clip_norm
     grad_norm = torch.nn.utils.clip_grad_norm_(setup.trained.parameters(), clip if clip is not None else math.inf)
@@ -101,21 +104,29 @@ def optimizer_step(
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
+        _rebalance(setup, loads)
     return {**logged, "lr": lr, "grad_norm": float(grad_norm)}
 
 
-def batch_loss(setup: Setup, batch: Batch, *, moment: Moment = START) -> LossOutput:
-    """The objective on one micro-batch, divided by the tokens of the whole step."""
+def _rebalance(setup: Setup, loads: Sequence[Tensor | None]) -> None:
+    """Once a step, by what the experts saw in all its micro-batches on all processes."""
+    found = [load_ME for load_ME in loads if load_ME is not None]
+    if found:
+        setup.student.rebalance(sum_values(torch.stack(found).sum(0), setup.processes))
+
+
+def batch_loss(setup: Setup, batch: Batch, *, moment: Moment = START) -> tuple[LossOutput, Tensor | None]:
+    """The objective on one micro-batch, divided by the tokens of the whole step; and what each expert saw, if there are any."""
     device = setup.device
     with autocast(setup.dtype, device):
-        hidden_BTD = setup.student(
+        reading = setup.student(
             batch.tokens_BT.to(device),
             positions_BT=batch.positions_BT.to(device),
             segments_BT=batch.segments_BT.to(device) if batch.segments_BT is not None else None,
         )
-        return objective_loss(
+        output = objective_loss(
             setup.recipe.objective,
-            hidden_TD=hidden_BTD.flatten(0, 1),
+            hidden_TD=reading.hidden_BTD.flatten(0, 1),
             head_VD=setup.student.head_VD,
             targets_T=batch.targets_BT.flatten().to(device),
             rows=to_device(batch.rows, device) if batch.rows is not None else None,
@@ -124,6 +135,10 @@ def batch_loss(setup: Setup, batch: Batch, *, moment: Moment = START) -> LossOut
             projection=setup.projection,
             normaliser=setup.step_costs.tokens,
         )
+    if reading.balance is not None:
+        balance = reading.balance * batch.targets_BT.numel() / setup.step_costs.tokens
+        output = replace(output, loss=output.loss + balance, per_term={**output.per_term, "balance": balance.detach()})
+    return output, reading.load_ME
 
 
 def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: float) -> Costs:

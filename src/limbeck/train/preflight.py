@@ -153,12 +153,12 @@ def _logits(setup: Setup, batch: Batch, at_N: Tensor) -> Tensor:
     """The student's, float32."""
     device = setup.device
     with autocast(setup.dtype, device):
-        hidden_BTD = setup.student(
+        reading = setup.student(
             batch.tokens_BT.to(device),
             positions_BT=batch.positions_BT.to(device),
             segments_BT=batch.segments_BT.to(device) if batch.segments_BT is not None else None,
         )
-        return torch.nn.functional.linear(hidden_BTD.flatten(0, 1)[at_N], setup.student.head_VD).float()
+        return torch.nn.functional.linear(reading.hidden_BTD.flatten(0, 1)[at_N], setup.student.head_VD).float()
 
 
 def _check_loss_scale(logits_NV: Tensor, targets_N: Tensor) -> float:

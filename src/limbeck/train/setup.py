@@ -26,7 +26,7 @@ from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
 from limbeck.spec.teacher import Context
 from limbeck.students.build import build
-from limbeck.students.olmo3 import Olmo3
+from limbeck.students.decoder import Decoder
 from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
@@ -52,7 +52,7 @@ class Setup:
     recipe: Recipe
     """Resolved: the student's vocabulary is filled in."""
     texts: Texts
-    student: Olmo3
+    student: Decoder
     projection: nn.Linear | None
     """Trains with the student and is no part of it: its hidden states to the teacher's width, where the objective needs it."""
     loader: Loader
@@ -250,7 +250,7 @@ def _projection(recipe: Recipe, teacher: Teacher | None, *, device: torch.device
         return None
     assert teacher is not None and teacher.head_VE is not None, "hidden states come from a live, dense teacher"
     projection = build_projection(
-        student_width=recipe.student.hidden_size, teacher_width=teacher.head_VE.shape[1], seed=recipe.seed
+        student_width=recipe.student.layout.hidden_size, teacher_width=teacher.head_VE.shape[1], seed=recipe.seed
     )
     return None if projection is None else projection.to(device)
 
