@@ -79,7 +79,7 @@ def _attend_with_sinks(
 
 
 def without_own_value(y_BHTh: Tensor, v_BKTh: Tensor) -> Tensor:
-    """`y` less its part along each position's own value; position 0, which sees itself alone, keeps nothing (XSA, 2603.09078)."""
+    """`y` less its part along each position's own value; position 0, which sees itself alone, keeps nothing (XSA)."""
     unit_BKTh = F.normalize(v_BKTh, dim=-1, eps=1e-12)
     unit_BHTh = unit_BKTh.repeat_interleave(y_BHTh.shape[1] // v_BKTh.shape[1], dim=1)
     return y_BHTh - (y_BHTh * unit_BHTh).sum(-1, keepdim=True) * unit_BHTh
