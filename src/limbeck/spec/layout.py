@@ -114,5 +114,7 @@ class Layout:
     """Every embedding has a learned part of the one before it mixed in."""
     skips: bool = False
     """The first half of the layers hands its outputs to the second half, last to first (U-Net)."""
+    router_warmup: float = 0.0
+    """Only routers learn over this first part of the budget."""
     value_embedding: int | None = None
     """The width of the table that layers with `value_embedding` share."""

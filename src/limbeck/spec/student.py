@@ -7,7 +7,7 @@ decoder, its parameters, its FLOPs and its export are made from. Sources of the 
 resolved.
 """
 
-from functools import cached_property
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -68,7 +68,7 @@ class Olmo3Student(_Sizes):
         """One of 'sliding_attention' or 'full_attention' for each layer, the names transformers uses."""
         return _layer_types(self.num_layers, full_every=self.full_attention_every)
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
         """The student laid out."""
         layers = []
@@ -132,7 +132,7 @@ class LadderStudent(Spec):
         """8/3 d, rounded up to a multiple of 128 (12,800 at 37 layers, where Table 13 prints 12,672 and counts 12,800)."""
         return 12_800 if self.width == 128 * 37 else 128 * -(-8 * self.width // (3 * 128))
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
         """The student laid out."""
         attention = AttentionLayout(
@@ -202,7 +202,7 @@ class MoeStudent(_Sizes):
             )
         return self
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
         """The student laid out."""
         layers = []
@@ -264,7 +264,8 @@ class GolfStudent(_Sizes):
     ntk_length: PositiveInt | None = 1024
     query_gain: float = Field(1.5, gt=0)
     exclusive_layers: int = Field(4, ge=0)
-    bigram_buckets: PositiveInt | None = 6144
+    bigram_buckets: int | None = Field(6144, ge=2)
+    """The last one is for tokens that have none before them."""
     bigram_size: PositiveInt = 128
     value_embedding_size: PositiveInt | None = None
     value_embedding_layers: tuple[int, ...] = ()
@@ -273,6 +274,8 @@ class GolfStudent(_Sizes):
 
     @model_validator(mode="after")
     def _layers_exist(self) -> Self:
+        if self.ntk_length is not None and self.head_dim == 2:
+            raise ValueError("head_dim=2 leaves no rates for ntk_length to stretch: use a larger head_dim or ntk_length=null")
         if self.exclusive_layers > self.num_layers:
             raise ValueError(f"exclusive_layers={self.exclusive_layers} is more than num_layers={self.num_layers}")
         if bool(self.value_embedding_layers) != (self.value_embedding_size is not None):
@@ -281,7 +284,7 @@ class GolfStudent(_Sizes):
             raise ValueError(f"value_embedding_layers={self.value_embedding_layers} are not all below {self.num_layers}")
         return self
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
         """The student laid out."""
         layers = []
@@ -314,8 +317,89 @@ class GolfStudent(_Sizes):
         )
 
 
+class UpcycledStudent(Spec):
+    """A mixture of experts that begins as a dense student whose MLPs were cut or copied into experts.
+
+    'virtual_groups': the MLP is cut into `granularity` shards, expert i is shard i mod granularity, and the shards of a copy
+    share their router's row, so that whole copies are chosen and the output is the dense one's (arXiv 2410.07524). 'sparse':
+    every expert is a copy, the router random (arXiv 2212.05055). 'drop': copies, of whose channels a part begins anew
+    (2502.19261).
+    """
+
+    kind: Literal["upcycled"] = "upcycled"
+    dense: Annotated[Olmo3Student | LadderStudent | MoeStudent, Field(discriminator="kind")]
+    weights: str | None = None
+    """The dense student's run or folder; None: it begins at random itself."""
+    method: Literal["virtual_groups", "sparse", "drop"] = "virtual_groups"
+    num_experts: PositiveInt = 8
+    experts_per_token: PositiveInt = 2
+    granularity: PositiveInt = 1
+    """Shards that an MLP is cut into, by `virtual_groups` alone."""
+    route_scale: float = Field(1.0, gt=0)
+    bias_step: float = Field(1e-3, ge=0)
+    balance_weight: float = Field(1e-2, ge=0)
+    first_layer: int = Field(0, ge=0)
+    """Layers before this one keep their MLP."""
+    noise: float = Field(0.0, ge=0, lt=1)
+    """Deviation of what is added to the experts, over that of their own weights: copies with equal gates stay equal without."""
+    drop_share: float = Field(0.5, ge=0, le=1)
+    """The part of every copy's channels that 'drop' begins anew, with the mean and deviation of the old ones."""
+    router_warmup: float = Field(0.0, ge=0, lt=1)
+    """Only routers learn over this first part of the budget."""
+
+    @model_validator(mode="after")
+    def _cuts_fit(self) -> Self:
+        size = self.dense.intermediate_size
+        if self.granularity > 1 and self.method != "virtual_groups":
+            raise ValueError(f"granularity={self.granularity} is for method=virtual_groups alone: set granularity=1")
+        if size % self.granularity:
+            raise ValueError(f"granularity={self.granularity} does not divide dense.intermediate_size={size}")
+        if self.num_experts % self.granularity:
+            raise ValueError(f"num_experts={self.num_experts} is not a multiple of granularity={self.granularity}")
+        if self.experts_per_token % self.granularity:
+            raise ValueError(f"experts_per_token={self.experts_per_token} is not a multiple of granularity={self.granularity}")
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(f"experts_per_token={self.experts_per_token} is more than num_experts={self.num_experts}")
+        if self.first_layer >= self.dense.num_layers:
+            raise ValueError(f"first_layer={self.first_layer} leaves none of dense.num_layers={self.dense.num_layers}")
+        if any(isinstance(layer.mlp, ExpertsLayout) for layer in self.dense.layout.layers):
+            raise ValueError("dense has experts already: set dense.dense_layers to dense.num_layers")
+        return self
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The dense student's."""
+        return self.dense.vocab_size
+
+    @property
+    def tied_embeddings(self) -> bool:
+        """The dense student's."""
+        return self.dense.tied_embeddings
+
+    @property
+    def layout(self) -> Layout:
+        """The student laid out."""
+        dense = self.dense.layout
+        layers = (
+            layer if index < self.first_layer else replace(layer, mlp=self._experts(layer.mlp))
+            for index, layer in enumerate(dense.layers)
+        )
+        return replace(dense, layers=tuple(layers), router_warmup=self.router_warmup)
+
+    def _experts(self, mlp: MlpLayout | ExpertsLayout) -> ExpertsLayout:
+        assert isinstance(mlp, MlpLayout)
+        return ExpertsLayout(
+            num_experts=self.num_experts,
+            per_token=self.experts_per_token,
+            expert=MlpLayout(mlp.activation, mlp.size // self.granularity),
+            route_scale=self.route_scale,
+            bias_step=self.bias_step,
+            balance_weight=self.balance_weight,
+        )
+
+
 def _layer_types(num_layers: int, *, full_every: int) -> tuple[str, ...]:
     return tuple("full_attention" if (layer + 1) % full_every == 0 else "sliding_attention" for layer in range(num_layers))
 
 
-Student = Annotated[Olmo3Student | LadderStudent | MoeStudent | GolfStudent, Field(discriminator="kind")]
+Student = Annotated[Olmo3Student | LadderStudent | MoeStudent | GolfStudent | UpcycledStudent, Field(discriminator="kind")]
