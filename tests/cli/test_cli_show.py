@@ -20,7 +20,8 @@ def nano(limbeck: Callable[..., Any]) -> dict[str, Any]:
 
 def test_the_nano_student_has_as_many_parameters_as_the_one_it_is_named_after(nano: dict[str, Any]) -> None:
     counts = {"total": 229_555_968, "embedding": 154_027_008, "non_embedding": 75_528_960, "active": 229_555_968}
-    assert nano["params"] == counts
+    assert nano["params"] == {**counts, "active_non_embedding": 75_528_960}
+    assert nano["exported_as"] == "Olmo3ForCausalLM"
 
 
 def test_student_flops_are_those_of_the_formula(nano: dict[str, Any]) -> None:
@@ -62,6 +63,32 @@ def test_without_json_it_is_text_for_people(limbeck: Callable[..., Any]) -> None
     text = limbeck("show", "nano").out
     assert "229,555,968" in text
     assert "75,528,960 non-embedding" in text
+
+
+def test_a_mixture_of_experts_says_what_a_token_passes(limbeck: Callable[..., Any]) -> None:
+    """4.39B, 148M outside the embeddings, 302M with the head, of which 201,088 x 768 are the head's."""
+    text = limbeck("show", "moe").out
+    assert "parameters: 4,388,917,020 (4,080,045,852 non-embedding, 308,871,168 embedding)" in text
+    assert f"of a token: 147,885,852 non-embedding, {147_885_852 + 201_088 * 768:,} with the head" in text
+    assert "export: LimbeckForCausalLM (transformers has no class with experts)" in text
+    shown = json.loads(limbeck("show", "moe", "--json").out)
+    assert shown["params"]["active_non_embedding"] == 147_885_852
+    assert shown["exported_as"] == "LimbeckForCausalLM"
+
+
+def test_members_of_the_family_are_shown_by_name(limbeck: Callable[..., Any]) -> None:
+    """As Table 13 of arXiv 2502.08606 names them; between them by depth."""
+    shown = json.loads(limbeck("show", "ladder-198m", "--json").out)
+    assert (shown["recipe"]["name"], shown["recipe"]["student"]["num_layers"]) == ("ladder-198m", 10)
+    d, mlp = 1280, 3456
+    assert shown["params"]["non_embedding"] == 10 * (4 * d * d + 3 * d * mlp + 2 * d + 2 * 80) + d == 198_274_880
+    assert shown["params"]["embedding"] == 32_768 * d
+    assert shown["exported_as"] == "Qwen3ForCausalLM"
+    assert shown["tokens"] == pytest.approx(20 * 198_274_880, rel=0.005)
+    between = json.loads(limbeck("show", "laws", "student.num_layers=41", "--json").out)
+    assert between["recipe"]["student"]["num_layers"] == 41 and between["params"]["embedding"] == 32_768 * 41 * 128
+    complaint = limbeck("show", "ladder-199m").complaint
+    assert "did you mean 'ladder-198m'" in complaint and "quickstart, ladder-103m to ladder-12.6b)" in complaint
 
 
 def test_the_quickstart_can_be_shown_before_its_teacher_is_converted(limbeck: Callable[..., Any], tmp_path: Path) -> None:
@@ -112,4 +139,5 @@ def test_list_names_what_recipes_choose_from(limbeck: Callable[..., Any]) -> Non
     assert all(load_recipe(name).name == name for name in listed["recipes"])
     assert listed["kinds"]["signal"] == ["topk", "topp", "sampled", "hybrid", "hard", "dense"]
     text = limbeck("list").out
-    assert "recipes: laws, nano, quickstart" in text
+    assert "recipes: golf, laws, moe, moe-tiny, nano, quickstart" in text
+    assert "ladder-103m, ladder-143m" in text and "student.kind: olmo3, ladder, moe, golf" in text

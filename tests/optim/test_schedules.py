@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.optim.adamw import build_optimizer
+from limbeck.optim.build import build_optimizer
 from limbeck.optim.schedules import lr_factor
 from limbeck.spec.optim import AdamW, Cosine, WarmupStableDecay
 

@@ -22,9 +22,9 @@ MLP = {9: 3072, 10: 3456, 14: 4864, 21: 7168}
 
 
 def params(layers: int) -> int:
-    """Outside the embeddings, with OLMo-3's norms: two of d after the blocks, two of d over queries and keys, a last one."""
+    """Outside the embeddings: norms of d before both branches, of d / 16 on queries and keys of a head, and a last one."""
     d = 128 * layers
-    return layers * (4 * d * d + 3 * d * MLP[layers] + 4 * d) + d
+    return layers * (4 * d * d + 3 * d * MLP[layers] + 2 * d + 2 * d // 16) + d
 
 
 def forward_flops(layers: int) -> float:
@@ -158,11 +158,11 @@ def test_the_file_is_a_study_whose_recipes_are_what_was_designed(whole: Design, 
         assert recipe.budget.amount == arm.tokens
         assert recipe.objective.z_loss_weight == 1e-4
         assert recipe.objective.kind == ("ce" if arm.teacher is None else "forward_kl")
-        student, layers = recipe.student, arm.params and next(n for n in MLP if params(n) == arm.params)
-        d = 128 * layers
-        assert (student.hidden_size, student.num_heads * student.head_dim, student.num_kv_heads) == (d, d, 16)
-        assert (student.num_layers, student.intermediate_size, student.tied_embeddings) == (layers, MLP[layers], True)
-        assert set(student.layer_types) == {"full_attention"}
+        layers = next(n for n in MLP if params(n) == arm.params)
+        assert (recipe.student.kind, recipe.student.num_layers, recipe.student.vocab_size) == ("ladder", layers, VOCABULARY)
+        layout = recipe.student.layout
+        assert (layout.hidden_size, len(layout.layers), layout.tied_embeddings) == (128 * layers, layers, True)
+        assert {layer.mlp.size for layer in layout.layers} == {MLP[layers]}
         if arm.teacher is not None:
             assert recipe.teacher is not None and recipe.teacher.model == f"results/runs/{arm.teacher}/student"
             assert recipe.teacher.context.window == recipe.data.sequence_length == 4096
@@ -172,6 +172,30 @@ def test_the_file_is_a_study_whose_recipes_are_what_was_designed(whole: Design, 
     assert head[-1] == f"# Run or resume it: limbeck study run {path}"
     write_design(whole, path)
     assert load_study(str(path)) == study
+
+
+def test_an_arm_says_no_more_than_its_base_does_not(whole: Design) -> None:
+    """Of a member of the family the depth is all."""
+    sizes = {key for changes in whole.study["arms"].values() for key in changes if key.startswith("student.")}
+    assert sizes == {"student.num_layers"}
+
+
+def test_an_olmo_takes_the_familys_sizes(recipe_file: Path) -> None:
+    """Its norms of queries and keys are of d, not of d / 16."""
+    found = made(Grid(teachers=members("198M")), recipe=str(recipe_file), vocab_size=300)
+    (arm,) = found.arms
+    assert arm.params == params(10) + 10 * 2 * (1280 - 80)
+    (changes,) = found.study["arms"].values()
+    assert {key.removeprefix("student."): value for key, value in changes.items() if key.startswith("student.")} == {
+        "hidden_size": 1280,
+        "num_layers": 10,
+        "num_heads": 16,
+        "num_kv_heads": 16,
+        "head_dim": 80,
+        "intermediate_size": MLP[10],
+        "vocab_size": 300,
+        "tied_embeddings": True,
+    }
 
 
 def test_any_recipe_can_be_the_base(recipe_file: Path, values: dict[str, Any]) -> None:
@@ -194,6 +218,14 @@ def test_any_recipe_can_be_the_base(recipe_file: Path, values: dict[str, Any]) -
     tiny = made(grid, recipe=str(recipe_file), vocab_size=300)
     assert tiny.study["arms"][names[0]]["student.vocab_size"] == 300
     assert tiny.study["arms"][names[2]]["teacher.context.window"] == values["data"]["sequence_length"]
+
+
+def test_a_width_of_its_own_leaves_nothing_to_vary(values: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "wide.yaml"
+    wide = {"kind": "ladder", "num_layers": 2, "hidden_size": 512, "vocab_size": 300}
+    path.write_text(yaml.safe_dump({**values, "student": wide}), encoding="utf-8")
+    with pytest.raises(SpecError, match=r"student\.hidden_size fixes the width that a design varies: remove it"):
+        made(SOME, recipe=str(path))
 
 
 @pytest.mark.parametrize(
@@ -227,6 +259,7 @@ SOME = Grid(students=members("143M"), teachers=members("198M"))
         (lambda: made(replace(SOME, protocols=("isoflop-students",))), "isoflop-students needs --student-flops"),
         (lambda: made(replace(SOME, protocols=("fixd",))), "protocol fixd is not known; did you mean 'fixed'"),
         (lambda: made(replace(SOME, student_flops=(1e12,))), "ladder-143m on 745 tokens: a step of laws takes 1,048,576"),
+        (lambda: made(SOME, recipe="golf"), "golf: student.kind=golf has no sizes of the family: make it ladder or olmo3"),
         (lambda: made(SOME, recipe="law"), "law is neither a file nor one of the recipes; did you mean 'laws'"),
     ],
 )

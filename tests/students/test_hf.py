@@ -4,52 +4,103 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file
+from tiny_students import FOREIGN, NATIVE, YARN, golf, ladder, moe, olmo3
+from tiny_world import make_tokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Olmo3Config
+from transformers import Olmo3ForCausalLM as TheirOlmo3
 
 from limbeck.errors import LimbeckError
-from limbeck.spec.student import Olmo3Student
+from limbeck.spec.parts import SharedExpert
+from limbeck.spec.student import Student
 from limbeck.students import hf
 from limbeck.students.build import build
+from limbeck.students.decoder import Decoder
+from limbeck.students.exported import foreign_part, native
 
 VOCAB = 61
 
 
-def spec_of(**changes) -> Olmo3Student:
-    sizes = {"hidden_size": 48, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 80}
-    return Olmo3Student(**{**sizes, "sliding_window": 5, "init_std": 0.3, **changes})
+def moved(spec: Student, *, seed: int = 0) -> Decoder:
+    """A student none of whose parameters and buffers is where it began."""
+    student, draw = build(spec, vocab_size=VOCAB, seed=seed), torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
+        for experts in student.experts():
+            experts.router.bias.add_(0.1 * torch.randn(experts.router.bias.shape, generator=draw))
+    return student.eval()
 
 
-CASES = {
-    "wide attention": {},
-    "tied": {"tied_embeddings": True},
-    "one head per key, plain width": {"num_heads": 3, "num_kv_heads": 3},
-    "other constants": {"rope_theta": 1234.0, "rms_norm_eps": 1e-2, "full_attention_every": 3, "sliding_window": 7},
-    "no full layer": {"full_attention_every": 5},
-}
+def random_tokens(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
-def test_transformers_opens_a_saved_student_with_equal_logits(tmp_path, changes):
-    spec = spec_of(**changes)
-    student = build(spec, vocab_size=VOCAB, seed=0)
+def assert_same_weights(first: Decoder, second: Decoder) -> None:
+    others = second.state_dict()
+    assert list(others) == list(first.state_dict())
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, others[name]), name
+
+
+@pytest.mark.parametrize(("spec", "architecture"), NATIVE.values(), ids=NATIVE.keys())
+@torch.no_grad()
+def test_transformers_own_classes_open_a_saved_student_with_equal_logits(tmp_path, spec, architecture):
+    student = moved(spec)
     hf.save(student, spec=spec, folder=tmp_path / "student", max_positions=64, eos_token_id=3, bos_token_id=2)
     model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not any(report.values())
+    assert type(model).__name__ == architecture
+    assert type(model).__module__.startswith("transformers.models.")
     assert model.dtype == torch.float32
-    tokens_BT = torch.randint(0, VOCAB, (2, 23), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        ours, theirs = student(tokens_BT) @ student.head_VD.T, model(tokens_BT).logits
+    tokens_BT = random_tokens(2, 47)
+    ours, theirs = student.logits(student(tokens_BT).hidden_BTD), model(tokens_BT).logits
+    assert theirs.std() > 1
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert (model.config.max_position_embeddings, model.generation_config.eos_token_id) == (64, 3)
 
     again, spec_again, vocab_size = hf.load(tmp_path / "student")
     assert (spec_again, vocab_size) == (spec, VOCAB)
-    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in student.state_dict().items())
+    assert_same_weights(again, student)
+
+
+@pytest.mark.parametrize(("spec", "said"), FOREIGN.values(), ids=FOREIGN.keys())
+@torch.no_grad()
+def test_others_open_as_the_registered_class(tmp_path, spec, said):
+    assert native(spec.layout) is None
+    assert said in (foreign_part(spec.layout) or "")
+    student = moved(spec)
+    hf.save(student, spec=spec, folder=tmp_path / "student", max_positions=64, eos_token_id=3)
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "student", output_loading_info=True)
+    assert not any(report.values())
+    assert type(model).__name__ == "LimbeckForCausalLM"
+    tokens_BT = random_tokens(2, 23)
+    ours, theirs = student.logits(student(tokens_BT).hidden_BTD), model(tokens_BT).logits
+    assert theirs.std() > 1
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    again, spec_again, vocab_size = hf.load(tmp_path / "student")
+    assert (spec_again, vocab_size) == (spec, VOCAB)
+    assert_same_weights(again, student)
+
+
+def test_yarn_is_in_the_full_layers_alone(tmp_path):
+    spec = olmo3(yarn=YARN)
+    hf.save(moved(spec), spec=spec, folder=tmp_path / "student", max_positions=256)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    ropes = model.config.rope_parameters
+    assert ropes["sliding_attention"] == {"rope_type": "default", "rope_theta": 500_000.0}
+    full = ropes["full_attention"]
+    assert (full["rope_type"], full["factor"], full["original_max_position_embeddings"]) == ("yarn", 4.0, 64)
+    assert full["attention_factor"] == pytest.approx(1.1386294361119891)  # 0.1 ln 4 + 1
+    with torch.no_grad():
+        plain_BTD, stretched_BTD = (moved(each)(random_tokens(2, 23)).hidden_BTD for each in (olmo3(), spec))
+    assert (plain_BTD - stretched_BTD).abs().max() > 1e-2
 
 
 def test_the_config_says_everything(tmp_path):
-    spec = spec_of(rms_norm_eps=1e-6)
-    hf.save(build(spec, vocab_size=VOCAB, seed=0), spec=spec, folder=tmp_path / "student", max_positions=64)
+    spec = olmo3(rms_norm_eps=1e-6)
+    hf.save(moved(spec), spec=spec, folder=tmp_path / "student", max_positions=64)
     values = json.loads((tmp_path / "student" / "config.json").read_text())
     config = AutoConfig.from_pretrained(tmp_path / "student")
     # transformers would fill in 1e-5, 50279, 1 and hidden_size / heads = 12.
@@ -59,62 +110,108 @@ def test_the_config_says_everything(tmp_path):
     assert values["layer_types"] == ["sliding_attention"] * 3 + ["full_attention"]
 
 
+def test_an_annealed_share_and_the_routers_biases_are_in_the_folder(tmp_path):
+    spec = moe(shared_expert=SharedExpert(size=24, schedule="anneal", until=0.8))
+    student = moved(spec)
+    student.set_fraction(0.2)
+    student.rebalance(torch.arange(24.0).reshape(3, 8))
+    hf.save(student, spec=spec, folder=tmp_path / "student", max_positions=64)
+    saved = load_file(tmp_path / "student" / "model.safetensors")
+    shares = [tensor.item() for name, tensor in saved.items() if name.endswith("shared_share")]
+    assert shares == [pytest.approx(0.75)] * 3  # a quarter of the way from 1 to 0
+    biases = [tensor for name, tensor in saved.items() if name.endswith("router.bias")]
+    for bias_E, experts in zip(biases, student.experts(), strict=True):
+        assert bias_E.dtype == torch.float32 and torch.equal(bias_E, experts.router.bias)
+    again, _, _ = hf.load(tmp_path / "student")
+    assert_same_weights(again, student)
+
+
 def test_saving_replaces_a_folder_and_leaves_nothing_beside_it(tmp_path):
-    folder, spec = tmp_path / "student", spec_of()
+    folder, spec = tmp_path / "student", olmo3()
     for seed in (0, 1):
-        hf.save(build(spec, vocab_size=VOCAB, seed=seed), spec=spec, folder=folder, max_positions=64)
+        hf.save(moved(spec, seed=seed), spec=spec, folder=folder, max_positions=64)
         (folder / "stray").touch()
-    hf.save(build(spec, vocab_size=VOCAB, seed=2), spec=spec, folder=folder, max_positions=64)
+    hf.save(moved(spec, seed=2), spec=spec, folder=folder, max_positions=64)
     assert not (folder / "stray").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
-    expected = build(spec, vocab_size=VOCAB, seed=2)
-    assert torch.equal(hf.load(folder)[0].head_VD, expected.head_VD)
+    assert torch.equal(hf.load(folder)[0].head_VD, moved(spec, seed=2).head_VD)
 
 
 def test_a_failed_save_keeps_the_old_folder(tmp_path):
-    folder, spec = tmp_path / "student", spec_of()
-    student = build(spec, vocab_size=VOCAB, seed=0)
-    hf.save(student, spec=spec, folder=folder, max_positions=64)
+    folder, spec = tmp_path / "student", olmo3()
+    hf.save(moved(spec), spec=spec, folder=folder, max_positions=64)
     (tmp_path / "empty").mkdir()
     with pytest.raises(LimbeckError, match="no tokenizer files"):
-        hf.save(student, spec=spec, folder=folder, max_positions=64, tokenizer_folder=tmp_path / "empty")
+        hf.save(moved(spec), spec=spec, folder=folder, max_positions=64, tokenizer_folder=tmp_path / "empty")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "student"]
     assert hf.load(folder)[2] == VOCAB
 
 
-def test_the_tokenizer_travels_with_the_student(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.WordLevel({"<unk>": 0, "still": 1, "copper": 2}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    source = tmp_path / "teacher"
-    PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>").save_pretrained(source)
-    (source / "model.safetensors").write_bytes(b"not a tokenizer's file")
-    spec = spec_of()
-    hf.save(build(spec, vocab_size=VOCAB, seed=0), spec=spec, folder=tmp_path / "s", max_positions=64, tokenizer_folder=source)
-    assert AutoTokenizer.from_pretrained(tmp_path / "s")("copper still")["input_ids"] == [2, 1]
-    assert hf.load(tmp_path / "s")[2] == VOCAB
-
-
-def test_the_model_card_counts_the_parameters(tmp_path):
-    spec = spec_of()
-    student = build(spec, vocab_size=VOCAB, seed=0)
-    hf.save(student, spec=spec, folder=tmp_path / "s", max_positions=64)
-    card = (tmp_path / "s" / "README.md").read_text()
-    assert f"{sum(parameter.numel() for parameter in student.parameters()):,}" in card
+@pytest.mark.parametrize("spec", [olmo3(), golf()], ids=["native", "registered"])
+def test_the_tokenizer_travels_with_the_student(tmp_path, spec):
+    make_tokenizer(tmp_path / "teacher")
+    (tmp_path / "teacher" / "model.safetensors").write_bytes(b"none of the student's business")
+    student = build(spec, vocab_size=300, seed=0)
+    folder = tmp_path / "student"
+    hf.save(student, spec=spec, folder=folder, max_positions=64, tokenizer_folder=tmp_path / "teacher", eos_token_id=1)
+    hf.save_again(folder, to=tmp_path / "again")
+    for place in (folder, tmp_path / "again"):
+        ours, theirs = (AutoTokenizer.from_pretrained(each) for each in (place, tmp_path / "teacher"))
+        assert ours("the state of the union") == theirs("the state of the union")
+        assert (place / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+        assert json.loads((place / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
 
 
-def test_sharded_bfloat16_folders_of_transformers_load(tmp_path):
-    spec = spec_of()
-    hf.save(build(spec, vocab_size=VOCAB, seed=0), spec=spec, folder=tmp_path / "one", max_positions=64)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "one", dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "many", max_shard_size="50KB")
-    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
-    student, spec_again, _ = hf.load(tmp_path / "many")
-    assert spec_again == spec
+def test_the_card_counts_parameters_and_says_what_to_import(tmp_path):
+    for name, spec in (("ours", golf()), ("theirs", olmo3())):
+        student = moved(spec)
+        hf.save(student, spec=spec, folder=tmp_path / name, max_positions=64)
+        card = (tmp_path / name / "README.md").read_text()
+        assert f"{sum(parameter.numel() for parameter in student.parameters()):,}" in card
+        assert ("import limbeck.students.registered" in card) == (name == "ours")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("yarn", [None, YARN], ids=["plain", "yarn"])
+def test_an_olmo3_of_anyones_loads_sharded_and_in_bfloat16(tmp_path, yarn):
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    full = (
+        dict(rope)
+        if yarn is None
+        else {
+            **rope,
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 8.0,
+            "beta_slow": 1.0,
+        }
+    )
+    config = Olmo3Config(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        sliding_window=5,
+        rope_parameters={"sliding_attention": rope, "full_attention": full},
+        layer_types=["sliding_attention", "full_attention"],
+        eos_token_id=None,
+        pad_token_id=None,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    model = TheirOlmo3(config).bfloat16()
+    model.save_pretrained(tmp_path / "hub", max_shard_size="50KB")
+    assert len(list((tmp_path / "hub").glob("*.safetensors"))) > 1
+    student, spec, vocab_size = hf.load(tmp_path / "hub")
+    assert (spec.kind, spec.full_attention_every, vocab_size, spec.yarn) == ("olmo3", 2, VOCAB, yarn)
     assert student.head_VD.dtype == torch.float32
-    assert torch.equal(student.head_VD, model.lm_head.weight.float())
+    tokens_BT = random_tokens(2, 23)
+    wide = AutoModelForCausalLM.from_pretrained(tmp_path / "hub", dtype=torch.float32)
+    ours, theirs = student.logits(student(tokens_BT).hidden_BTD), wide(tokens_BT).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_other_models_are_refused_by_name(tmp_path):
@@ -122,24 +219,45 @@ def test_other_models_are_refused_by_name(tmp_path):
         hf.load(tmp_path)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
     LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(tmp_path / "llama")
-    with pytest.raises(LimbeckError, match="'llama'"):
+    with pytest.raises(LimbeckError, match="'llama' that Limbeck did not save"):
         hf.load(tmp_path / "llama")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(LimbeckError, match="'gpt2'"):
+        hf.load(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("spec", "change", "message"),
     [
-        ({"layer_types": ["full_attention", "sliding_attention"] * 2}, "one full layer in every"),
-        ({"rope_parameters": {"sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}}, "rotary positions"),
+        (olmo3(), {"layer_types": ["full_attention", "sliding_attention"] * 2}, "one full layer in every"),
+        (
+            olmo3(),
+            {"rope_parameters": {"sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}},
+            "rotary positions",
+        ),
+        (olmo3(yarn=YARN), {"rope_parameters": {"full_attention": {"attention_factor": 1.0}}}, "rotary positions"),
+        (ladder(), {"rms_norm_eps": 0.5}, "changed since"),
+        (golf(), {"student": {"kind": "golf", "hidden_sizes": 3}}, "did you mean 'hidden_size'"),
+        (golf(), {"student": {"hidden_size": 64}}, "weights are not those"),
     ],
 )
-def test_variants_that_a_student_cannot_be_are_refused(tmp_path, change, message):
-    spec = spec_of()
-    hf.save(build(spec, vocab_size=VOCAB, seed=0), spec=spec, folder=tmp_path / "s", max_positions=64)
+def test_variants_that_a_student_cannot_be_are_refused(tmp_path, spec, change, message):
+    hf.save(moved(spec), spec=spec, folder=tmp_path / "s", max_positions=64)
     path = tmp_path / "s" / "config.json"
     values = json.loads(path.read_text())
     for key, value in change.items():
+        if key == "rope_parameters":
+            value = {kind: {**rope, **value.get(kind, {})} for kind, rope in values[key].items()}
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
     path.write_text(json.dumps(values))
     with pytest.raises(LimbeckError, match=message):
         hf.load(tmp_path / "s")
+
+
+def test_an_edited_olmo3_is_what_its_config_says_and_not_what_it_was(tmp_path):
+    """transformers reads the plain fields, and so must we."""
+    spec = olmo3()
+    hf.save(moved(spec), spec=spec, folder=tmp_path / "s", max_positions=64)
+    path = tmp_path / "s" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sliding_window": 9}))
+    assert hf.load(tmp_path / "s")[1] == olmo3(sliding_window=9)

@@ -9,7 +9,8 @@ from transformers import Olmo3Config, Olmo3ForCausalLM
 
 from limbeck.spec.student import Olmo3Student
 from limbeck.students.build import build
-from limbeck.students.olmo3 import Olmo3, RMSNorm
+from limbeck.students.decoder import Decoder
+from limbeck.students.norms import RMSNorm
 
 VOCAB = 61
 
@@ -29,7 +30,7 @@ def small_spec(**changes) -> Olmo3Student:
     return Olmo3Student(**{**sizes, **changes})
 
 
-def random_student(spec: Olmo3Student) -> Olmo3:
+def random_student(spec: Olmo3Student) -> Decoder:
     """Norm weights random too, so that a norm that forgot its weight would show."""
     student = build(spec, vocab_size=VOCAB, seed=1)
     generator = torch.Generator().manual_seed(2)
@@ -40,7 +41,7 @@ def random_student(spec: Olmo3Student) -> Olmo3:
     return student
 
 
-def reference(student: Olmo3, spec: Olmo3Student) -> Olmo3ForCausalLM:
+def reference(student: Decoder, spec: Olmo3Student) -> Olmo3ForCausalLM:
     rope = {"rope_type": "default", "rope_theta": spec.rope_theta}
     config = Olmo3Config(
         vocab_size=VOCAB,
@@ -65,8 +66,12 @@ def reference(student: Olmo3, spec: Olmo3Student) -> Olmo3ForCausalLM:
     return model.eval()
 
 
-def logits(student: Olmo3, tokens_BT: Tensor, **others) -> Tensor:
-    return student(tokens_BT, **others) @ student.head_VD.T
+def logits(student: Decoder, tokens_BT: Tensor, **others) -> Tensor:
+    return student.logits(student(tokens_BT, **others).hidden_BTD)
+
+
+def hidden(student: Decoder, tokens_BT: Tensor, **others) -> Tensor:
+    return student(tokens_BT, **others).hidden_BTD
 
 
 def random_tokens(*shape: int, seed: int = 0) -> Tensor:
@@ -128,7 +133,7 @@ def test_norms_round_once():
     assert ((ours.double() - exact) / exact).abs().max() < 2**-8 * 1.001
 
 
-def double_student(**changes) -> Olmo3:
+def double_student(**changes) -> Decoder:
     return random_student(small_spec(rms_norm_eps=1e-12, **changes)).double()
 
 
@@ -140,66 +145,67 @@ def test_packed_documents_are_strangers():
     """A packed row gives the hidden states of each document alone, whatever the window, and gradients stay apart too."""
     student = double_student()
     first_T, second_T = random_tokens(11, seed=3), random_tokens(8, seed=4)
-    packed = student(
+    packed = hidden(
+        student,
         torch.cat((first_T, second_T))[None],
         positions_BT=torch.cat((torch.arange(11), torch.arange(8)))[None],
         segments_BT=torch.tensor([[7] * 11 + [2] * 8]),
     )
-    assert_same(packed[0, :11], student(first_T[None])[0])
-    assert_same(packed[0, 11:], student(second_T[None])[0])
+    assert_same(packed[0, :11], hidden(student, first_T[None])[0])
+    assert_same(packed[0, 11:], hidden(student, second_T[None])[0])
 
 
 def test_rows_may_hold_different_segments():
     student = double_student()
     tokens_BT = random_tokens(2, 9)
     segments_BT = torch.tensor([[0] * 9, [0] * 4 + [1] * 5])
-    packed = student(tokens_BT, segments_BT=segments_BT)
-    assert_same(packed[0], student(tokens_BT[:1])[0])
+    packed = hidden(student, tokens_BT, segments_BT=segments_BT)
+    assert_same(packed[0], hidden(student, tokens_BT[:1])[0])
     # A later document's positions only shift, which changes nothing.
-    assert_same(packed[1, 4:], student(tokens_BT[1:, 4:])[0])
+    assert_same(packed[1, 4:], hidden(student, tokens_BT[1:, 4:])[0])
 
 
 @pytest.mark.parametrize("window", [9, 10, 4096])
 def test_a_window_of_at_least_the_row_is_causal_attention(window):
     tokens_BT = random_tokens(2, 9)
-    causal = double_student(full_attention_every=1)(tokens_BT)
-    assert_same(double_student(sliding_window=window)(tokens_BT), causal)
-    one_segment = double_student(sliding_window=window)(tokens_BT, segments_BT=torch.zeros_like(tokens_BT))
+    causal = hidden(double_student(full_attention_every=1), tokens_BT)
+    assert_same(hidden(double_student(sliding_window=window), tokens_BT), causal)
+    one_segment = hidden(double_student(sliding_window=window), tokens_BT, segments_BT=torch.zeros_like(tokens_BT))
     assert_same(one_segment, causal)
-    assert (double_student(sliding_window=8)(tokens_BT) - causal).abs().max() > 1e-3
+    assert (hidden(double_student(sliding_window=8), tokens_BT) - causal).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj"])
 def test_the_scale_of_a_normed_projection_does_not_matter(name):
     student, tokens_BT = double_student(), random_tokens(2, 12)
-    before = student(tokens_BT)
+    before = hidden(student, tokens_BT)
     with torch.no_grad():
         student.model.layers[2].get_submodule(name).weight.mul_(3.7)
-    assert_same(student(tokens_BT), before)
+    assert_same(hidden(student, tokens_BT), before)
 
 
 def test_the_scale_of_the_values_norm_does_matter():
     """QK-norm is over queries and keys alone, and post-norm removes only a common scale."""
     student, tokens_BT = double_student(), random_tokens(2, 12)
-    before = student(tokens_BT)
+    before = hidden(student, tokens_BT)
     with torch.no_grad():
         student.model.layers[2].self_attn.v_proj.weight[:16].mul_(3.7)  # one of two heads
-    assert (student(tokens_BT) - before).abs().max() > 1e-3
+    assert (hidden(student, tokens_BT) - before).abs().max() > 1e-3
 
 
 def test_only_distances_of_positions_matter():
     student, tokens_BT = double_student(), random_tokens(2, 12)
     positions_BT = torch.arange(12)[None]
-    before = student(tokens_BT, positions_BT=positions_BT)
-    assert_same(before, student(tokens_BT))
-    assert_same(student(tokens_BT, positions_BT=positions_BT + 1000), before)
-    assert (student(tokens_BT, positions_BT=2 * positions_BT) - before).abs().max() > 1e-3
+    before = hidden(student, tokens_BT, positions_BT=positions_BT)
+    assert_same(before, hidden(student, tokens_BT))
+    assert_same(hidden(student, tokens_BT, positions_BT=positions_BT + 1000), before)
+    assert (hidden(student, tokens_BT, positions_BT=2 * positions_BT) - before).abs().max() > 1e-3
 
 
-def influence(student: Olmo3, position: int, length: int, segments_BT: Tensor | None = None) -> list[int]:
+def influence(student: Decoder, position: int, length: int, segments_BT: Tensor | None = None) -> list[int]:
     """The positions whose token the hidden state of `position` depends on. Every token of the row is another one."""
     student.zero_grad()
-    hidden_TD = student(torch.arange(length)[None], segments_BT=segments_BT)[0]
+    hidden_TD = hidden(student, torch.arange(length)[None], segments_BT=segments_BT)[0]
     (hidden_TD[position] * torch.linspace(-1, 2, hidden_TD.shape[1])).sum().backward()
     gradient_VD = student.model.embed_tokens.weight.grad
     return gradient_VD[:length].abs().amax(-1).nonzero()[:, 0].tolist()

@@ -10,15 +10,15 @@ def list_names(as_json: Json = False) -> None:
     from limbeck.plan.family import FAMILY
     from limbeck.plan.teachers import catalogue
     from limbeck.spec.base import kind_of, spec_classes
-    from limbeck.spec.load import shipped
+    from limbeck.spec.load import shipped_files
     from limbeck.spec.recipe import Recipe
 
     fields = Recipe.model_fields
     chosen = ("student", "teacher", "signal", "objective", "optimizer", "schedule", "budget")
     kinds = {name: [kind_of(spec) for spec in spec_classes(fields[name].annotation)] for name in chosen}
     values = {
-        "recipes": shipped("recipes"),
-        "studies": shipped("studies"),
+        "recipes": shipped_files("recipes"),
+        "studies": shipped_files("studies"),
         "catalogue": sorted(catalogue()),
         "family": [member.name for member in FAMILY],
         "devices": [device.name for device in DEVICES],

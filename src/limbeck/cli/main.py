@@ -5,7 +5,22 @@ import sys
 
 import typer
 
-from limbeck.cli import cache, evaluate, fit, lab, listing, plan, quantise, quickstart, report, show, study, train
+from limbeck.cli import (
+    artifact,
+    cache,
+    evaluate,
+    export,
+    fit,
+    lab,
+    listing,
+    plan,
+    quantise,
+    quickstart,
+    report,
+    show,
+    study,
+    train,
+)
 from limbeck.errors import LimbeckError
 
 app = typer.Typer(
@@ -19,6 +34,8 @@ app.add_typer(cache.app, name="cache", help="Signal stores: write, describe, che
 app.command("train")(train.train_recipe)
 app.command("eval")(evaluate.evaluate_model)
 app.command("quantise")(quantise.quantise)
+app.command("export")(export.export)
+app.add_typer(artifact.app, name="artifact", help="A student in one small file: write it, and measure what rounding cost.")
 app.command("report")(report.report)
 app.command("show")(show.show)
 app.command("quantise")(quantise.quantise)

@@ -17,12 +17,15 @@ from limbeck.cli.arguments import (
 )
 from limbeck.cli.output import emit, human
 from limbeck.errors import SpecError
+from limbeck.plan.accounting import Parameters
 from limbeck.plan.devices import find_device, sustained_flops_per_second
 from limbeck.plan.price import Price, price
 from limbeck.plan.teachers import find
+from limbeck.spec.layout import Layout
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.teacher import HuggingFaceTeacher
+from limbeck.students.exported import foreign_part, native
 
 
 def show(
@@ -48,8 +51,30 @@ def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_jso
             f"{recipe.name}: student.vocab_size is not set and the teacher's configuration is not on this machine: set it"
         )
     cost = price(recipe, vocab_size=vocab_size, teacher=config, flops_per_second=speed)
-    values = {**asdict(cost), "flops_per_second": speed, "recipe": recipe.model_dump(mode="json")}
-    emit(values, as_json=as_json, lines=_lines(recipe, cost, speed))
+    architecture = exported_as(recipe.student.layout)
+    values = {
+        **asdict(cost),
+        "params": {**asdict(cost.params), "active_non_embedding": cost.params.active_non_embedding},
+        "exported_as": architecture,
+        "flops_per_second": speed,
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    head = vocab_size * recipe.student.layout.hidden_size
+    resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip()
+    export = f"export: {architecture}{_reason(recipe)}"
+    lines = [resolved, "---", *_parameters(cost.params, head=head), *_costs(cost, speed), export]
+    emit(values, as_json=as_json, lines=lines)
+
+
+def exported_as(layout: Layout) -> str:
+    """The class that the saved student is opened as."""
+    found = native(layout)
+    return "LimbeckForCausalLM" if found is None else found.architecture
+
+
+def _reason(recipe: Recipe) -> str:
+    part = foreign_part(recipe.student.layout)
+    return "" if part is None else f" (transformers has no class with {part})"
 
 
 def teacher_config(recipe: Recipe) -> dict[str, Any] | None:
@@ -65,16 +90,20 @@ def teacher_config(recipe: Recipe) -> dict[str, Any] | None:
     return read_config(locate(recipe.teacher))
 
 
-def _lines(recipe: Recipe, cost: Price, flops_per_second: float) -> list[str]:
+def _parameters(params: Parameters, *, head: int) -> list[str]:
+    """All of them, and, in a mixture of experts, those of a token."""
+    lines = [f"parameters: {params.total:,} ({params.non_embedding:,} non-embedding, {params.embedding:,} embedding)"]
+    if params.active < params.total:
+        touched = params.active_non_embedding
+        lines.append(f"of a token: {touched:,} non-embedding, {touched + head:,} with the head")
+    return lines
+
+
+def _costs(cost: Price, flops_per_second: float) -> list[str]:
     def shown(amount: float | None, unit: str) -> str:
         return human(amount, unit) if amount is not None else "unknown"
 
-    params = cost.params
     return [
-        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip(),
-        "---",
-        f"parameters: {params.total:,} ({params.non_embedding:,} non-embedding, {params.embedding:,} embedding; "
-        f"{params.active:,} active)",
         f"student: {human(cost.student_flops_per_token)}FLOPs per token forward, {shown(cost.student_flops, 'FLOPs')} to train",
         f"teacher: {shown(cost.teacher_flops_per_token, 'FLOPs')} per token, at most {shown(cost.teacher_flops, 'FLOPs')}",
         f"memory: {human(cost.training_bytes, 'B')} for parameters, gradients and moments",

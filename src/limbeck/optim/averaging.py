@@ -48,7 +48,7 @@ class WeightAverage:
             case ExponentialAverage(decay=decay):
                 return 1 - decay
             case SnapshotAverage(below=below, every=every):
-                due = math.floor(fraction / every) > math.floor(self._fraction / every)
+                due = _multiples(fraction, of=every) > _multiples(self._fraction, of=every)
                 return 1 / (self.count + 1) if due and lr_factor < min(below, self._highest) else None
 
     @contextmanager
@@ -79,6 +79,11 @@ class WeightAverage:
         for name, average in self._average.items():
             average.copy_(state["average"][name])
         self.count, self._highest, self._fraction = state["count"], state["highest"], state["fraction"]
+
+
+def _multiples(fraction: float, *, of: float) -> int:
+    """How many were reached; 0.7 is the seventh of 0.1, though 0.7 / 0.1 is a last bit less than 7."""
+    return math.floor(fraction / of + 1e-9)
 
 
 def _wide(parameter: Tensor) -> Tensor:

@@ -4,26 +4,29 @@ FLOPs per token follow arXiv 2502.08606, appendix H (eqs. 57-59): C = 2 N + 2 co
 
 - One multiply-add is 2 FLOPs. A training step costs three times the forward pass (backward = 2 forward); recomputed
   activations aren't counted. The optimizer isn't either.
-- N counts the parameters outside the embeddings that a token touches, norm weights and biases included (under 0.1 % of it).
-  Looking up the input embedding is free; the output head costs 2 V D, tied or not.
+- N counts the parameters outside the embeddings that a token touches; norm weights, biases, gains and scales are counted with
+  them (under 0.1 % of it). Looking up an embedding is free; the output head costs 2 V D, tied or not.
 - Attention is causal: over a document of `context` tokens a position sees context / 2 keys on average. Each costs 2 H (h + h')
   FLOPs in a layer, h channels in a query and h' in a value. In a sliding layer of window w < context the mean is
   w - w**2 / (2 context), the same integral. Both leave out half a key: the position itself counts as half seen.
-- Softmax, norms, activations and the loss aren't counted.
+- Softmax, norms, activations, sinks, exclusive attention, rotations and the loss aren't counted.
 - `context` is the length that attention reaches over: with intra-document attention the documents' mean, not the row's.
 
 A mixture of experts touches its router, its shared experts and the top-k of the routed ones. In multi-head latent attention
-keys and values are projected out of their latent, as scoring a whole text does it. Sizes of teachers are read from a Hugging
-Face config.json (`limbeck.plan.config_sizes`) or from the catalogue (`limbeck.plan.teachers`). D hidden size, V vocabulary,
-H query heads.
+keys and values are projected out of their latent, as scoring a whole text does it. Students are counted from their layout
+(`limbeck.plan.student_layout`); sizes of teachers are read from a Hugging Face config.json (`limbeck.plan.config_sizes`) or
+from the catalogue (`limbeck.plan.teachers`). D hidden size, V vocabulary, H query heads.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from limbeck.plan import student_layout
 from limbeck.plan.config_sizes import final_norm, head_dims, is_tied, layers, size, windows
-from limbeck.spec.student import Olmo3Student, Student
+from limbeck.spec.student import Student
 
 FLOPS_PER_MULTIPLY_ADD = 2
 TRAINING_OVER_FORWARD = 3
@@ -36,7 +39,7 @@ class Parameters:
 
     total: int
     embedding: int
-    """The input embedding, and the output head where it isn't tied to it."""
+    """The input embedding, and the output head where it isn't tied to it; with them other tables that tokens look up."""
     non_embedding: int
     active: int
     """Those that one token touches, embeddings included; all of them in a dense model."""
@@ -48,13 +51,21 @@ class Parameters:
 
 
 def student_parameters(spec: Student, *, vocab_size: int) -> Parameters:
-    """The parameters of the student that `spec` describes."""
-    return teacher_parameters(_config_of(spec, vocab_size=vocab_size))
+    """The parameters of the student that `spec` describes: those of the decoder built from it."""
+    embedding = student_layout.embeddings(spec.layout, vocab_size=vocab_size)
+    touched, untouched = student_layout.touched(spec.layout), student_layout.untouched(spec.layout)
+    return Parameters(embedding + touched + untouched, embedding, touched + untouched, embedding + touched)
 
 
 def student_flops_per_token(spec: Student, *, vocab_size: int, context: float) -> float:
     """Forward FLOPs per token, averaged over documents of `context` tokens."""
-    return teacher_flops_per_token(_config_of(spec, vocab_size=vocab_size), context=context)
+    layout = spec.layout
+    head = vocab_size * layout.hidden_size
+    keys = sum(
+        2 * layer.attention.num_heads * layer.attention.head_dim * _mean_visible_keys(context, window=layer.attention.window)
+        for layer in layout.layers
+    )
+    return FLOPS_PER_MULTIPLY_ADD * (student_layout.touched(layout) + head + keys)
 
 
 def training_flops_per_token(spec: Student, *, vocab_size: int, context: float) -> float:
@@ -71,9 +82,11 @@ def teacher_parameters(config: Mapping[str, Any]) -> Parameters:
     """The parameters of the model of a config.json, or of an entry of the catalogue (which says `total` and `active`).
 
     Known types: llama, mistral, olmo, olmo2, olmo3, qwen2, qwen3, gemma, gemma2, gemma3_text; with experts mixtral, olmoe,
-    qwen2_moe, qwen3_moe, glm4_moe, gpt_oss; with latent attention and experts deepseek_v2, deepseek_v3, glm4_moe_lite. Raises
-    `TeacherError` for others without `total` and `active`, and where a size is missing.
+    qwen2_moe, qwen3_moe, glm4_moe, gpt_oss; with latent attention and experts deepseek_v2, deepseek_v3, glm4_moe_lite; limbeck,
+    a student saved as itself. Raises `TeacherError` for others without `total` and `active`, and where a size is missing.
     """
+    if student := _saved_student(config):
+        return student_parameters(student, vocab_size=size(config, "vocab_size"))
     matrix = size(config, "vocab_size") * size(config, "hidden_size")
     embedding = matrix if is_tied(config) else 2 * matrix
     if "total" in config and "active" in config:
@@ -89,29 +102,19 @@ def teacher_flops_per_token(config: Mapping[str, Any], *, context: float) -> flo
 
     Errors as `teacher_parameters`.
     """
+    if student := _saved_student(config):
+        return student_flops_per_token(student, vocab_size=size(config, "vocab_size"), context=context)
     head = size(config, "vocab_size") * size(config, "hidden_size")
     channels = size(config, "num_attention_heads") * sum(head_dims(config))
     keys = sum(_mean_visible_keys(context, window=window) for window in windows(config))
     return FLOPS_PER_MULTIPLY_ADD * (teacher_parameters(config).active_non_embedding + head + channels * keys)
 
 
-def _config_of(spec: Student, *, vocab_size: int) -> dict[str, Any]:
-    """A student as the config.json it would have."""
-    match spec:
-        case Olmo3Student():
-            return {
-                "model_type": "olmo3",
-                "vocab_size": vocab_size,
-                "hidden_size": spec.hidden_size,
-                "num_hidden_layers": spec.num_layers,
-                "num_attention_heads": spec.num_heads,
-                "num_key_value_heads": spec.num_kv_heads,
-                "head_dim": spec.head_dim,
-                "intermediate_size": spec.intermediate_size,
-                "tie_word_embeddings": spec.tied_embeddings,
-                "sliding_window": spec.sliding_window,
-                "layer_types": spec.layer_types,
-            }
+def _saved_student(config: Mapping[str, Any]) -> Student | None:
+    """What a config.json of Limbeck's own class says; None for all others."""
+    if config.get("model_type") != "limbeck" or config.get("student") is None:
+        return None
+    return TypeAdapter[Student](Student).validate_python(config["student"])
 
 
 def _mean_visible_keys(context: float, *, window: int | None) -> float:

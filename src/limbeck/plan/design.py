@@ -9,8 +9,11 @@ Protocols of arXiv 2502.08606 (section 4 and appendix D), over sizes of its fixe
 - `fixed`: teachers and students, both on so many tokens per parameter.
 
 Every distilled student has its control: the same student on the same tokens without a teacher. Equal arms are trained once, so
-controls are shared, and a control may be a teacher. N is parameters outside the embeddings as the OLMo-3 student has them (its
-QK-norm spans the whole projection, under 0.1 % more than the paper's), F its forward FLOPs per token, D tokens.
+controls are shared, and a control may be a teacher. N is parameters outside the embeddings, F forward FLOPs per token, D
+tokens.
+
+Arms set the depth of the base recipe's student where it is of the family (`kind: ladder`). An OLMo-3 takes the family's sizes;
+its norms of queries and keys span the projection, so that its N is greater than the paper's by under 0.1 %.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +29,7 @@ from limbeck.plan.teachers import find
 from limbeck.spec.base import nearest, parse
 from limbeck.spec.load import apply_overrides, load_recipe, read_yaml
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import Olmo3Student
+from limbeck.spec.student import LadderStudent, Olmo3Student, Student
 from limbeck.spec.study import TEACHER_ARM, Study
 from limbeck.spec.teacher import HuggingFaceTeacher
 
@@ -107,18 +110,27 @@ class _Base:
     recipe: Recipe
     vocab_size: int
 
-    def sizes(self, member: Member) -> dict[str, int | bool]:
+    def sizes(self, member: Member) -> dict[str, Any]:
         """A member as fields of a student."""
-        return {
-            "hidden_size": member.hidden_size,
-            "num_layers": member.num_layers,
-            "num_heads": member.num_heads,
-            "num_kv_heads": member.num_heads,
-            "head_dim": member.head_dim,
-            "intermediate_size": member.intermediate_size,
-            "vocab_size": self.vocab_size,
-            "tied_embeddings": True,
-        }
+        shared = {"num_heads": member.num_heads, "vocab_size": self.vocab_size, "tied_embeddings": True}
+        match self.recipe.student:
+            case LadderStudent(hidden_size=None):
+                return {"num_layers": member.num_layers, **shared}
+            case Olmo3Student():
+                return {
+                    "hidden_size": member.hidden_size,
+                    "num_layers": member.num_layers,
+                    "num_kv_heads": member.num_heads,
+                    "head_dim": member.head_dim,
+                    "intermediate_size": member.intermediate_size,
+                    **shared,
+                }
+            case LadderStudent():
+                raise SpecError(f"{self.recipe.name}: student.hidden_size fixes the width that a design varies: remove it")
+            case other:
+                raise SpecError(
+                    f"{self.recipe.name}: student.kind={other.kind} has no sizes of the family: make it ladder or olmo3"
+                )
 
     def params(self, member: Member) -> int:
         """N of a member as a student."""
@@ -129,7 +141,7 @@ class _Base:
         context = self.recipe.data.sequence_length
         return training_flops_per_token(self._student(member), vocab_size=self.vocab_size, context=context)
 
-    def _student(self, member: Member) -> Olmo3Student:
+    def _student(self, member: Member) -> Student:
         return self.recipe.student.model_copy(update=self.sizes(member))
 
 
@@ -279,9 +291,10 @@ def _taught_arm(cell: _Taught, base: _Base, *, teacher: str) -> dict[str, Any]:
 
 
 def _common(cell: _Alone, base: _Base, *, objective: str) -> dict[str, Any]:
-    said_by_base = {key for key in SAME_FOR_ALL if getattr(base.recipe.student, key) == base.sizes(cell.member)[key]}
+    sizes = base.sizes(cell.member)
+    said_by_base = {key for key in SAME_FOR_ALL & sizes.keys() if getattr(base.recipe.student, key) == sizes[key]}
     return {
-        **{f"student.{key}": value for key, value in base.sizes(cell.member).items() if key not in said_by_base},
+        **{f"student.{key}": value for key, value in sizes.items() if key not in said_by_base},
         "budget.kind": "tokens",
         "budget.amount": cell.tokens,
         "objective.kind": objective,

@@ -1,8 +1,9 @@
 """The fixed-aspect-ratio family of arXiv 2502.08606 (appendix H, Table 13): a model for every number of parameters.
 
-Every member is 128 channels wide for each layer it has, with 16 heads of d / 16 channels, as many keys as queries, a SwiGLU of
-about 8/3 d, and QK-norm; context 4,096, vocabulary 32,768, tied embeddings. Sizes with whole layers are named as the paper
-names them (`ladder-198m`); between them a closed form (eqs. 60-69) gives FLOPs for any N.
+Every member is a `limbeck.spec.student.LadderStudent`: 128 channels wide for each layer it has, with 16 heads of d / 16
+channels, as many keys as queries, a SwiGLU of about 8/3 d, and QK-norm; context 4,096, vocabulary 32,768, tied embeddings.
+Sizes with whole layers are named as the paper names them (`ladder-198m`); between them a closed form (eqs. 60-69) gives FLOPs
+for any N.
 
 N is parameters outside the embeddings, d the hidden size. All FLOPs are of a forward pass, per token.
 """
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from limbeck.plan.student_layout import touched
+from limbeck.spec.student import LadderStudent
+
 ASPECT_RATIO = 128
 HEADS = 16
-MLP_MATRICES = 3
 CONTEXT = 4096
 VOCABULARY = 32_768
 OMEGA = 12.0
@@ -31,6 +34,11 @@ class Member:
     num_heads: int = HEADS
 
     @property
+    def student(self) -> LadderStudent:
+        """The member as a recipe has it."""
+        return LadderStudent(num_layers=self.num_layers, num_heads=self.num_heads, vocab_size=VOCABULARY)
+
+    @property
     def hidden_size(self) -> int:
         """d."""
         return ASPECT_RATIO * self.num_layers
@@ -42,20 +50,13 @@ class Member:
 
     @property
     def intermediate_size(self) -> int:
-        """8/3 d, rounded up to a multiple of 128.
-
-        The paper's row for 10B prints 12,672 while its parameters and FLOPs are those of 12,800; the counts are kept here.
-        """
-        if self.num_layers == _ERRATUM_LAYERS:
-            return 12_800
-        return 128 * -(-8 * self.hidden_size // (3 * 128))
+        """8/3 d, rounded up to a multiple of 128; as the student has it, the paper's row of 10B included."""
+        return self.student.intermediate_size
 
     @property
     def params(self) -> int:
         """N: everything outside the embedding, norms included."""
-        d = self.hidden_size
-        layer = 2 * d + 2 * self.head_dim + 4 * d * d + MLP_MATRICES * d * self.intermediate_size
-        return self.num_layers * layer + d
+        return touched(self.student.layout)
 
     @property
     def total_params(self) -> int:
@@ -78,8 +79,6 @@ class Member:
         """With softmax (2.5 a head and visible key) and 4 d a layer, which reproduces the paper's column C."""
         return self.flops_per_token + self.num_layers * (2.5 * self.num_heads * CONTEXT + 4 * self.hidden_size)
 
-
-_ERRATUM_LAYERS = 37
 
 FAMILY = tuple(Member(layers) for layers in LAYERS)
 

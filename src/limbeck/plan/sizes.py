@@ -6,7 +6,7 @@ from limbeck.plan.allocate import Size
 from limbeck.plan.family import FAMILY
 from limbeck.plan.quantities import amount, is_amount
 from limbeck.spec.base import nearest
-from limbeck.spec.load import load_recipe, shipped
+from limbeck.spec.load import load_recipe, shipped, shown_names
 from limbeck.spec.recipe import Recipe
 
 LEAST_PARAMS = 1e3
@@ -26,11 +26,8 @@ def size_of(student: str) -> Size:
         member = members[student.lower()]
         return Size(member.name, float(member.params), member.exact_flops_per_token)
     if student not in shipped("recipes") and not student.endswith((".yaml", ".yml")):
-        names = [*shipped("recipes"), *members]
-        shown = [*shipped("recipes"), f"{FAMILY[0].name} to {FAMILY[-1].name}"]
-        raise SpecError(
-            f"--student={student} is no number, family member, recipe or file{nearest(student, names, shown=shown)}"
-        )
+        hint = nearest(student, shipped("recipes"), shown=shown_names("recipes"))
+        raise SpecError(f"--student={student} is no number, family member, recipe or file{hint}")
     return size_of_recipe(load_recipe(student))
 
 

@@ -1,9 +1,11 @@
 """From YAML and `key.path=value` to a `Recipe` or `Study`.
 
-A name without a suffix is looked for among the recipes and studies shipped in the package; anything else is a file.
+A name without a suffix is looked for among the recipes and studies shipped in the package; anything else is a file. A shipped
+recipe may name members: recipes that differ from it by their overrides alone.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,13 @@ def load_study(name_or_path: str) -> Study:
 
 
 def shipped(folder: str) -> list[str]:
-    """Names of the recipes or studies that come with the package."""
-    names = (entry.name for entry in _shipped_folder(folder).iterdir())
+    """Names of the recipes or studies that come with the package, members last, in the order of their file."""
+    return list(_shipped_values(folder))
+
+
+def shipped_files(folder: str) -> list[str]:
+    """Those that have a file of their own: all but members."""
+    names = (entry.name for entry in (resources.files("limbeck") / folder).iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
@@ -37,27 +44,55 @@ def read_yaml(name_or_path: str, *, folder: str) -> dict[str, Any]:
     """The mapping in a shipped or a user's YAML file."""
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
-        if not path.is_file():
-            raise SpecError(f"{name_or_path} does not exist")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise SpecError(
-                f"{name_or_path}: not UTF-8 at byte {error.start}; convert the file, for example with iconv"
-            ) from None
-    else:
-        if name_or_path not in shipped(folder):
-            raise SpecError(f"{name_or_path} is neither a file nor one of the {folder}{nearest(name_or_path, shipped(folder))}")
-        text = (_shipped_folder(folder) / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        return _read_file(path, source=name_or_path)
+    known = _shipped_values(folder)
+    if name_or_path not in known:
+        hint = nearest(name_or_path, list(known), shown=shown_names(folder))
+        raise SpecError(f"{name_or_path} is neither a file nor one of the {folder}{hint}")
+    return _deep_copy(known[name_or_path])
+
+
+def shown_names(folder: str) -> list[str]:
+    """The shipped names as an error lists them: of a file's members the first and the last."""
+    names, files = shipped(folder), shipped_files(folder)
+    members = names[len(files) :]
+    return [*files, f"{members[0]} to {members[-1]}"] if members else files
+
+
+def _read_file(path: Path, *, source: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise SpecError(f"{source} does not exist")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{source}: not UTF-8 at byte {error.start}; convert the file, for example with iconv") from None
+    return _mapping(text, source=source)
+
+
+def _mapping(text: str, *, source: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where is not None else ""
-        raise SpecError(f"{name_or_path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise SpecError(f"{source}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
-        raise SpecError(f"{name_or_path} must hold a mapping of keys to values")
+        raise SpecError(f"{source} must hold a mapping of keys to values")
     return values
+
+
+@cache
+def _shipped_values(folder: str) -> dict[str, dict[str, Any]]:
+    """Every shipped recipe or study by its name; a file's `members` each with its overrides."""
+    found: dict[str, dict[str, Any]] = {}
+    members: dict[str, dict[str, Any]] = {}
+    for name in shipped_files(folder):
+        text = (resources.files("limbeck") / folder / f"{name}.yaml").read_text(encoding="utf-8")
+        values = _mapping(text, source=name)
+        overrides = values.pop("members", {})
+        found[name] = values
+        members |= {member: apply_overrides(values, {"name": member, **changes}) for member, changes in overrides.items()}
+    return found | members
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -115,7 +150,3 @@ def _scalar(text: str, argument: str) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _shipped_folder(folder: str) -> Any:
-    return resources.files("limbeck") / folder

@@ -2,9 +2,9 @@
 spent, never of steps, so the same recipe means the same thing whatever the budget is counted in.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from limbeck.spec.base import Spec
 
@@ -113,6 +113,11 @@ class SnapshotAverage(Spec):
     """The share of the budget from one snapshot to the next."""
 
 
-Optimizer = Annotated[AdamW | Muon | NorMuon, Field(discriminator="kind")]
+def _adamw_unless_said(values: Any) -> Any:
+    """So that `optimizer.lr=3e-4` says enough over a recipe that names no optimizer."""
+    return {"kind": "adamw", **values} if isinstance(values, dict) else values
+
+
+Optimizer = Annotated[AdamW | Muon | NorMuon, Field(discriminator="kind"), BeforeValidator(_adamw_unless_said)]
 Schedule = Annotated[Cosine | WarmupStableDecay, Field(discriminator="kind")]
 Averaging = Annotated[NoAveraging | ExponentialAverage | SnapshotAverage, Field(discriminator="kind")]

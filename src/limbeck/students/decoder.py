@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from limbeck.spec.layout import ExpertsLayout, LayerLayout, Layout
 from limbeck.spec.parts import GrapeM, Rope
-from limbeck.students.attention import Attention, AttentionInput, Visible, visible
+from limbeck.students.attend import Backend, Visible, visible
+from limbeck.students.attention import Attention, AttentionInput
 from limbeck.students.cache import Cache, KeysValues
 from limbeck.students.embeddings import BigramHash, Smear, ValueEmbedding, first_of_document
 from limbeck.students.experts import Experts
@@ -76,7 +77,7 @@ class Block(nn.Module):
         inner_BTD = x_BTD if self.input_layernorm is None else self.input_layernorm(x_BTD)
         if self.positions is not None:
             turn = self.positions(inner_BTD, position_BT, cache)
-            given = AttentionInput(turn, given.sees_B1TS, given.value_BTC)
+            given = AttentionInput(turn, given.sees, given.value_BTC)
         branch_BTD = self.self_attn(inner_BTD, given, cache)
         if self.norms == "after":
             branch_BTD = self.post_attention_layernorm(branch_BTD)
@@ -112,6 +113,7 @@ class Body(nn.Module):
     def __init__(self, layout: Layout, *, vocab_size: int) -> None:
         super().__init__()
         self.layout = layout
+        self.attention_backend: Backend = "auto"  # of all layers
         size = layout.hidden_size
         self.embed_tokens = nn.Embedding(vocab_size, size)
         self.embed_norm = RMSNorm(size, eps=layout.norm_eps, weighted=layout.norm_weights) if layout.embedding_norm else None
@@ -175,13 +177,22 @@ class Body(nn.Module):
         device, length = token_BT.device, token_BT.shape[1]
         dtype = torch.promote_types(self.embed_tokens.weight.dtype, torch.float32)
         turns: dict[tuple[Rope, int], Turn] = {}
-        masks: dict[int | None, Visible] = {}
+        seen: dict[tuple[int | None, bool], Visible] = {}
         value_BTC = None if self.value_embedding is None else self.value_embedding(token_BT)
         given = []
         for layer in self.layout.layers:
-            spec, channels, window = layer.attention.positions, layer.attention.head_dim, layer.attention.window
-            if window not in masks:
-                masks[window] = visible(length=length, past=past, window=window, segments_BT=segments_BT, device=device)
+            spec, channels = layer.attention.positions, layer.attention.head_dim
+            window, sinks = sight = layer.attention.window, layer.attention.sinks
+            if sight not in seen:
+                seen[sight] = visible(
+                    length=length,
+                    past=past,
+                    window=window,
+                    segments_BT=segments_BT,
+                    sinks=sinks,
+                    device=device,
+                    backend=self.attention_backend,
+                )
             turn: Turn = _unturned
             if isinstance(spec, Rope):
                 if (spec, channels) not in turns:
@@ -189,7 +200,7 @@ class Body(nn.Module):
                     factor = 1.0 if spec.yarn is None else spec.yarn.attention_factor
                     turns[spec, channels] = plane_turn(position_BT, rate_p, factor=factor)
                 turn = turns[spec, channels]
-            given.append(AttentionInput(turn, masks[window], value_BTC if layer.attention.value_embedding else None))
+            given.append(AttentionInput(turn, seen[sight], value_BTC if layer.attention.value_embedding else None))
         return given
 
 
@@ -246,7 +257,7 @@ class Decoder(nn.Module):
 
         `positions_BT` (int64) defaults to 0, 1, 2, ... in each row. `segments_BT` (int64) numbers the documents packed into a
         row: a position sees its own document alone. None means one document per row, and is faster. With a `cache`, tokens
-        follow those that it remembers.
+        follow those that it remembers; past `ntk_length`, where all rates change with every token, its keys are of no use.
         """
         return self.model(token_BT, positions_BT, segments_BT, cache)
 
@@ -269,7 +280,10 @@ class Decoder(nn.Module):
             experts.router.rebalance(load_E)
 
     def set_fraction(self, fraction: float) -> None:
-        """How much of the budget is spent, which the shared experts' part depends on."""
+        """How much of the budget is spent: shared experts' part depends on it, and whether all learns or routers alone."""
+        if self.layout.router_warmup:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(fraction >= self.layout.router_warmup or ".router." in name)
         for experts in self.experts():
             if experts.layout.shared is not None:
                 experts.shared_share.fill_(experts.layout.shared.share(fraction))

@@ -1,6 +1,6 @@
 """What is added to plain embeddings: hashed pairs, a part of the token before, and embeddings for values.
 
-All three look at the token before; at the first position of a document there is none, in a packed row as in a row of its own.
+The first two look at the token before; a document's first position has none, in a packed row as in a row of its own.
 
 Shapes: B rows, T positions, D hidden size, C channels of all key/value heads.
 """

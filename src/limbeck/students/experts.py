@@ -10,7 +10,8 @@ tokens each expert saw is an output, so that recomputed activations count once, 
 
 Tokens are sorted by expert and go through one grouped product a matrix; the plain twin, a loop, is in the tests.
 
-Shapes: B rows, T positions, N = B T tokens, k experts of a token, E experts, G groups, D hidden size, F channels of an expert.
+Shapes: B rows, T positions, N = B T tokens, k experts of a token, M = N k, E experts, G groups, D hidden size, F channels of an
+expert, I and O channels in and out.
 """
 
 from dataclasses import dataclass
@@ -43,9 +44,10 @@ class Router(nn.Module):
         self.register_buffer("bias", torch.zeros(layout.num_experts, dtype=torch.float32))
 
     def _apply(self, function, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Casts of the whole model leave the biases in float32: steps of 0.001 would be lost in bfloat16."""
+        """Casts of the whole model leave the biases as they are: steps of 0.001 would be lost in bfloat16."""
+        bias = self.bias
         super()._apply(function, recurse)
-        self.bias = self.bias.float()
+        self.bias = self.bias.float() if bias.is_meta else bias.to(self.bias.device)
         return self
 
     def forward(self, x_ND: Tensor) -> Routing:
@@ -69,7 +71,8 @@ class Router(nn.Module):
     @torch.no_grad()
     def rebalance(self, load_E: Tensor) -> None:
         """Move the biases, given how many tokens of a step each expert saw, over all processes."""
-        delta_E = self.layout.bias_step * torch.sign(load_E.float().mean() - load_E.float())
+        short_E = load_E.double().mean() - load_E.double()  # in float32 large counts would miss their mean
+        delta_E = self.layout.bias_step * torch.sign(short_E)
         self.bias += delta_E - delta_E.mean()
 
 
@@ -84,41 +87,26 @@ class ExpertStack(nn.Module):
         self.up_EDF = nn.Parameter(torch.empty(inward))
         self.down_EFD = nn.Parameter(torch.empty(num_experts, layout.size, hidden_size))
 
-    def forward(self, x_ND: Tensor, count_E: Tensor) -> Tensor:
-        """Tokens in the order of their experts, so many for each."""
-        end_E = count_E.cumsum(0).to(torch.int32)
+    def forward(self, x_ND: Tensor, end_E: Tensor) -> Tensor:
+        """Tokens in the order of their experts; `end_E` (int32) says where each one's end."""
         up_NF = grouped_product(x_ND, self.up_EDF, end_E)
         gate_NF = None if self.gate_EDF is None else grouped_product(x_ND, self.gate_EDF, end_E)
         return grouped_product(activate(self.activation, up_NF, gate_NF), self.down_EFD, end_E)
 
 
 def grouped_product(x_NI: Tensor, weight_EIO: Tensor, end_E: Tensor) -> Tensor:
-    """Rows up to `end_E[0]` times the first matrix, those up to `end_E[1]` times the second, and so on; in autocast's dtype."""
+    """Rows up to `end_E[0]` times the first matrix, those up to `end_E[1]` times the second, and so on; in autocast's dtype.
+
+    `grouped_mm` knows no float64, whose matrices go one by one. It wants rows of whole 16 bytes.
+    """
     device = x_NI.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_NI, weight_EIO = x_NI.to(dtype), weight_EIO.to(dtype)
-    if x_NI.dtype == torch.float64:  # which grouped_mm does not know
+    if x_NI.dtype == torch.float64:
         ends = [0, *end_E.tolist()]
         return torch.cat([x_NI[a:b] @ weight for a, b, weight in zip(ends, ends[1:], weight_EIO, strict=False)])
-    return _Grouped.apply(x_NI, weight_EIO, end_E)
-
-
-class _Grouped(torch.autograd.Function):
-    """`grouped_mm` with an incoming gradient that is contiguous: it refuses expanded ones."""
-
-    @staticmethod
-    def forward(ctx, x_NI: Tensor, weight_EIO: Tensor, end_E: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(x_NI, weight_EIO, end_E)
-        return F.grouped_mm(x_NI, weight_EIO, offs=end_E)
-
-    @staticmethod
-    def backward(ctx, grad_NO: Tensor):  # type: ignore[no-untyped-def]
-        x_NI, weight_EIO, end_E = ctx.saved_tensors
-        grad_NO = grad_NO.contiguous()
-        grad_x = F.grouped_mm(grad_NO, weight_EIO.transpose(-2, -1), offs=end_E) if ctx.needs_input_grad[0] else None
-        grad_w = F.grouped_mm(x_NI.T, grad_NO, offs=end_E) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_w, None
+    return F.grouped_mm(x_NI, weight_EIO, offs=end_E)
 
 
 @dataclass(frozen=True)
@@ -149,16 +137,19 @@ class Experts(nn.Module):
     def forward(self, x_BTD: Tensor) -> ExpertsOutput:
         x_ND = x_BTD.flatten(0, 1)
         routing = self.router(x_ND)
-        order_M = routing.expert_Nk.flatten().argsort(stable=True)
-        count_E = torch.bincount(routing.expert_Nk.flatten(), minlength=self.layout.num_experts)
-        out_MD = self.experts(x_ND[order_M // self.layout.per_token], count_E)
+        expert_M, order_M = routing.expert_Nk.flatten().sort(stable=True)
+        # Where an expert's tokens end, without waiting for the device, as counting them would.
+        each_E = torch.arange(self.layout.num_experts, device=expert_M.device)
+        end_E = torch.searchsorted(expert_M, each_E, right=True, out_int32=True)
+        out_MD = self.experts(x_ND[order_M // self.layout.per_token], end_E)
         # Back in the tokens' order, so that the sum over a token's experts is the same every time.
         out_NkD = torch.empty_like(out_MD).index_copy(0, order_M, out_MD).unflatten(0, (len(x_ND), -1))
         y_ND = (routing.gate_Nk[:, :, None].to(out_NkD.dtype) * out_NkD).sum(1)
         y_BTD = y_ND.view_as(x_BTD)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared_share.to(y_BTD.dtype) * self.shared(x_BTD)
-        return ExpertsOutput(y_BTD, count_E.float(), self._balance(routing.score_NE, rows=len(x_BTD)))
+        load_E = end_E.diff(prepend=end_E.new_zeros(1)).float()
+        return ExpertsOutput(y_BTD, load_E, self._balance(routing.score_NE, rows=len(x_BTD)))
 
     def _balance(self, score_NE: Tensor, *, rows: int) -> Tensor:
         if not self.layout.balance_weight:

@@ -1,8 +1,11 @@
 """Students as Hugging Face folders: `save` writes what `AutoModelForCausalLM` opens with equal logits, `load` reads it back.
 
-A folder holds config.json, generation_config.json, model.safetensors (float32), the tokenizer's files and a model card.
-Parameter names are transformers' own, so saving is a plain copy. A folder appears whole or not at all: it is written beside
-its place and then renamed.
+A folder holds config.json, generation_config.json, model.safetensors (float32), the tokenizer's files and a model card. Where
+transformers has a class that computes the same (`limbeck.students.exported`) the folder is one of that class, and needs no
+Limbeck to be read. Otherwise it is of `limbeck.students.registered`, which must have been imported.
+
+The student's spec is in config.json, under `limbeck_student` or `student`, so that it comes back as it was. A folder appears
+whole or not at all: it is written beside its place and then renamed.
 """
 
 import json
@@ -17,12 +20,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GenerationConfig, Olmo3Config
+from transformers import GenerationConfig, LlamaConfig, Olmo3Config, PreTrainedConfig, Qwen3Config
 
 from limbeck.errors import LimbeckError
 from limbeck.plan.accounting import student_parameters
-from limbeck.spec.student import Olmo3Student, Student
-from limbeck.students.olmo3 import Olmo3
+from limbeck.spec.layout import Layout
+from limbeck.spec.student import Student
+from limbeck.students.decoder import Decoder
+from limbeck.students.exported import MODEL_TYPES, native
+from limbeck.students.olmo3_folder import olmo3_spec
+from limbeck.students.registered import LimbeckConfig, student_from
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,8 +46,13 @@ TOKENIZER_FILES = (
 )
 
 
+_CONFIGS: dict[str, Any] = {"olmo3": Olmo3Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
+_REGISTERED_PREFIX = ("model.", "model.body.")
+"""Of parameter names: the student's own, and those of `LimbeckForCausalLM`."""
+
+
 def save(
-    student: Olmo3,
+    student: Decoder,
     *,
     spec: Student,
     folder: Path,
@@ -56,15 +68,117 @@ def save(
     tokenizer's files (a teacher's will do); nothing else of it is copied. Raises `LimbeckError` where it holds none.
     """
     ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    config = _config(spec, vocab_size=student.head_VD.shape[0], max_position_embeddings=max_positions, **ids)
+    vocab_size = len(student.head_VD)
+    config = _config(spec, vocab_size=vocab_size, max_position_embeddings=max_positions, **ids)
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in student.state_dict().items()}
+    if isinstance(config, LimbeckConfig):
+        weights = _renamed(weights, *_REGISTERED_PREFIX)
     with _published(folder) as partial:
         config.save_pretrained(partial)
         GenerationConfig(**ids).save_pretrained(partial)
         _save_weights(weights, partial / "model.safetensors")
         if tokenizer_folder is not None:
             _copy_tokenizer(tokenizer_folder, partial)
-        (partial / "README.md").write_text(_model_card(spec, vocab_size=config.vocab_size, name=folder.name), encoding="utf-8")
+        (partial / "README.md").write_text(_model_card(spec, vocab_size=vocab_size, name=folder.name), encoding="utf-8")
+
+
+def load(folder: Path) -> tuple[Decoder, Student, int]:
+    """The student in a folder, its spec and its vocabulary size; float32, on the CPU.
+
+    The folder is one that `save` wrote, or any OLMo-3 with safetensors, sharded or not. `LimbeckError` for others, and where
+    config.json or the weights were changed into what the spec is not.
+    """
+    config = read_config(folder)
+    spec = _spec(config, folder)
+    with torch.device("meta"):
+        student = Decoder(spec.layout, vocab_size=config.vocab_size)
+    student.to_empty(device="cpu")
+    weights = _read_weights(folder, tied=spec.layout.tied_embeddings)
+    if isinstance(config, LimbeckConfig):
+        weights = _renamed(weights, *reversed(_REGISTERED_PREFIX))
+    try:
+        student.load_state_dict(weights)
+    except RuntimeError as error:
+        raise LimbeckError(f"{folder}: the weights are not those of its config.json ({_last_line(error)})") from error
+    return student, spec, config.vocab_size
+
+
+def save_again(folder: Path, *, to: Path) -> None:
+    """Read the student of a folder and save it, with what else belongs to it, to another."""
+    student, spec, _ = load(folder)
+    config = read_config(folder)
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    save(
+        student,
+        spec=spec,
+        folder=to,
+        max_positions=config.max_position_embeddings,
+        tokenizer_folder=folder if has_tokenizer else None,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
+
+
+def _config(spec: Student, *, vocab_size: int, **others: Any) -> PreTrainedConfig:
+    """The configuration of the native class, or of Limbeck's; with the spec in it."""
+    found, saved = native(spec.layout), spec.model_dump(mode="json")
+    if found is None:
+        names = ["LimbeckForCausalLM"]
+        return LimbeckConfig(architectures=names, dtype="float32", vocab_size=vocab_size, student=saved, **others)
+    config_class = _CONFIGS[MODEL_TYPES[found.architecture]]
+    return config_class(
+        architectures=[found.architecture],
+        dtype="float32",
+        vocab_size=vocab_size,
+        limbeck_student=saved,
+        **found.values,
+        **others,
+    )
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a student's folder; `LimbeckError` where it holds none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise LimbeckError(f"{folder} holds no config.json: name the folder of a saved student")
+    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    config_class: Any = {**_CONFIGS, "limbeck": LimbeckConfig}.get(model_type)
+    if config_class is None:
+        raise LimbeckError(f"{folder} holds a model of type {model_type!r}: a student is one that Limbeck saved, or an 'olmo3'")
+    return config_class.from_pretrained(folder)
+
+
+def _spec(config: PreTrainedConfig, folder: Path) -> Student:
+    """The spec in config.json, where the rest of it still says the same; an OLMo-3's can be told without."""
+    if isinstance(config, LimbeckConfig):
+        return student_from(config.student or {}, source=f"{folder}/config.json")
+    saved = getattr(config, "limbeck_student", None)
+    if saved is not None:
+        spec = student_from(saved, source=f"{folder}/config.json")
+        if _says(config, spec.layout):
+            return spec
+    if isinstance(config, Olmo3Config):
+        return olmo3_spec(config, folder)
+    raise LimbeckError(
+        f"{folder} holds a model of type {config.model_type!r} that "
+        + ("was changed since Limbeck saved it" if saved is not None else "Limbeck did not save")
+        + ": a student is one that Limbeck saved, or an 'olmo3'"
+    )
+
+
+def _says(config: PreTrainedConfig, layout: Layout) -> bool:
+    """Whether the configuration is that of the layout."""
+    found = native(layout)
+    if found is None or MODEL_TYPES[found.architecture] != config.model_type:
+        return False
+    same = type(config)(**found.values)
+    return all(getattr(config, name) == getattr(same, name) for name in found.values)
+
+
+def _renamed(weights: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    """With another prefix, where they have that one."""
+    return {new + name.removeprefix(old) if name.startswith(old) else name: tensor for name, tensor in weights.items()}
 
 
 def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
@@ -75,88 +189,17 @@ def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
     path.chmod(0o644)  # safetensors writes for the owner alone, and a model folder is there to be read
 
 
-def load(folder: Path) -> tuple[Olmo3, Olmo3Student, int]:
-    """The student in an OLMo-3 folder (ours or anyone's, sharded or not), its spec and its vocabulary size; float32, CPU.
-
-    Where several values of `full_attention_every` give the folder's layers (there are fewer layers than that), the spec holds
-    the default, else the smallest. Raises `LimbeckError` for folders that hold no OLMo-3 with plain rotary positions.
-    """
-    config = _read_config(folder)
-    spec = _spec(config, folder)
-    with torch.device("meta"):
-        student = Olmo3(spec, vocab_size=config.vocab_size)
-    student.to_empty(device="cpu")
-    student.load_state_dict(_read_weights(folder, tied=spec.tied_embeddings))
-    return student, spec, config.vocab_size
-
-
-def _config(spec: Student, *, vocab_size: int, **others: Any) -> Olmo3Config:
-    """The transformers config of a student, every field explicit: the library's defaults changed between versions."""
-    rope = {"rope_type": "default", "rope_theta": spec.rope_theta}
-    return Olmo3Config(
-        architectures=["Olmo3ForCausalLM"],
-        dtype="float32",
-        vocab_size=vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.num_heads,
-        num_key_value_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        hidden_act="silu",
-        attention_bias=False,
-        tie_word_embeddings=spec.tied_embeddings,
-        rope_parameters={"sliding_attention": dict(rope), "full_attention": dict(rope)},
-        rms_norm_eps=spec.rms_norm_eps,
-        sliding_window=spec.sliding_window,
-        layer_types=list(spec.layer_types),
-        initializer_range=spec.init_std,
-        **others,
-    )
-
-
-def _read_config(folder: Path) -> Olmo3Config:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise LimbeckError(f"{folder} holds no config.json: name the folder of a saved student")
-    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    if model_type != "olmo3":
-        raise LimbeckError(f"{folder} holds a model of type {model_type!r}: only 'olmo3' can be loaded as a student")
-    return Olmo3Config.from_pretrained(folder)
-
-
-def _spec(config: Olmo3Config, folder: Path) -> Olmo3Student:
-    """The inverse of `_config`."""
-    ropes = list(config.rope_parameters.values())
-    if any(rope["rope_type"] != "default" or rope["rope_theta"] != ropes[0]["rope_theta"] for rope in ropes):
-        raise LimbeckError(f"{folder} uses rotary positions {ropes}: a student needs one plain theta for all layers")
-    spec = Olmo3Student(
-        hidden_size=config.hidden_size,
-        num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        tied_embeddings=config.tie_word_embeddings,
-        rope_theta=ropes[0]["rope_theta"],
-        rms_norm_eps=config.rms_norm_eps,
-        sliding_window=config.sliding_window,
-        init_std=config.initializer_range,
-    )
-    for every in (spec.full_attention_every, *range(1, spec.num_layers + 2)):
-        candidate = spec.model_copy(update={"full_attention_every": every})
-        if candidate.layer_types == tuple(config.layer_types):
-            return candidate
-    raise LimbeckError(f"{folder} has layers {config.layer_types}: a student needs one full layer in every so many")
-
-
-def _read_weights(folder: Path, *, tied: bool) -> dict[str, torch.Tensor]:
+def _read_weights(folder: Path, *, tied: bool) -> dict[str, Tensor]:
     weights = {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
     if not weights:
         raise LimbeckError(f"{folder} holds no *.safetensors: save the model with safetensors")
     if tied:
         weights.pop("lm_head.weight", None)  # some writers store the shared matrix twice
     return weights
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()
 
 
 @contextmanager
@@ -184,7 +227,11 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def _model_card(spec: Student, *, vocab_size: int, name: str) -> str:
-    count = student_parameters(spec, vocab_size=vocab_size)
+    count, layout, found = student_parameters(spec, vocab_size=vocab_size), spec.layout, native(spec.layout)
+    architecture = found.architecture if found is not None else "LimbeckForCausalLM"
+    registering = (
+        "" if found is not None else "import limbeck.students.registered  # once, so that transformers knows the class\n"
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -192,18 +239,17 @@ tags: [limbeck, distillation]
 ---
 # {name}
 
-A language model of the OLMo-3 architecture, trained with Limbeck.
+A language model (`{architecture}`, family `{spec.kind}`), trained with Limbeck.
 
 | parameters | total | embeddings | without embeddings |
 |---|---|---|---|
 | | {count.total:,} | {count.embedding:,} | {count.non_embedding:,} |
 
-{spec.num_layers} layers of width {spec.hidden_size}, {spec.num_heads} query and {spec.num_kv_heads} key/value heads of
-{spec.head_dim} channels, SwiGLU of width {spec.intermediate_size}, vocabulary {vocab_size:,},
-{"tied" if spec.tied_embeddings else "untied"} embeddings. Every size is in config.json.
+{len(layout.layers)} layers of width {layout.hidden_size}, vocabulary {vocab_size:,},
+{"tied" if layout.tied_embeddings else "untied"} embeddings. Every size is in config.json.
 
 ```python
-from transformers import AutoModelForCausalLM
+{registering}from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/to/{name}")
 ```

@@ -21,7 +21,7 @@ from limbeck.students.positions import GrapePlane, GrapeRates
 _CUT = 3.0
 """Normal numbers are cut off at so many deviations."""
 _LEAST_ORTHOGONAL = 64
-"""Smaller matrices are normal (parameter-golf)."""
+"""Smaller matrices are normal, with deviation 1/sqrt(fan-in)."""
 _FIRST_STEP = 1.0
 """How far a token moves contextual positions on before anything is learned."""
 _VALUE_TABLE_STD = 0.01
@@ -33,7 +33,8 @@ def initialise(student: Decoder, *, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for module in student.modules():
         _of_module(module, student, generator=generator)
-    _zeroed(student)
+    for module in student.modules():
+        _of_children(module, student)
 
 
 def _of_module(module: nn.Module, student: Decoder, *, generator: torch.Generator) -> None:
@@ -72,9 +73,6 @@ def _of_module(module: nn.Module, student: Decoder, *, generator: torch.Generato
             module.gate_D.zero_()
         case GrapeRates():
             module.log_rate_p.copy_(module.initial_log_rates())
-            if module.step_proj is not None:
-                module.step_proj.weight.zero_()
-                module.step_proj.bias.fill_(math.log(math.expm1(_FIRST_STEP)))
         case GrapePlane():
             _planes(module, generator=generator)
         case Block():
@@ -86,20 +84,24 @@ def _of_module(module: nn.Module, student: Decoder, *, generator: torch.Generato
             _fill(module.skip_SD, 1.0)
 
 
-def _zeroed(student: Decoder) -> None:
-    """What begins at zero: tables of pairs, projections of value embeddings; with orthogonal matrices the branches' outputs."""
-    for module in student.modules():
-        match module:
-            case BigramHash():
-                module.table.weight.zero_()
-            case ValueEmbedding():
-                module.proj.weight.zero_()
-            case Attention() if student.layout.init.kind == "orthogonal":
-                module.o_proj.weight.zero_()
-            case Mlp() if student.layout.init.kind == "orthogonal":
-                module.down_proj.weight.zero_()
-            case ExpertStack() if student.layout.init.kind == "orthogonal":
-                module.down_EFD.zero_()
+def _of_children(module: nn.Module, student: Decoder) -> None:
+    """What a module sets in its children: zeros for tables of pairs and projections of value embeddings, and for the branches'
+    outputs where matrices are orthogonal; steps that are the same for every token."""
+    orthogonal = student.layout.init.kind == "orthogonal"
+    match module:
+        case BigramHash():
+            module.table.weight.zero_()
+        case ValueEmbedding():
+            module.proj.weight.zero_()
+        case GrapeRates() if module.step_proj is not None:
+            module.step_proj.weight.zero_()
+            module.step_proj.bias.fill_(math.log(math.expm1(_FIRST_STEP)))
+        case Attention() if orthogonal:
+            module.o_proj.weight.zero_()
+        case Mlp() if orthogonal:
+            module.down_proj.weight.zero_()
+        case ExpertStack() if orthogonal:
+            module.down_EFD.zero_()
 
 
 def _fill(parameter: Tensor | None, value: float) -> None:

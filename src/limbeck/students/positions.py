@@ -77,11 +77,15 @@ def _ramp_by_index(yarn: Yarn, *, theta: float, head_dim: int) -> Tensor:
     return ((index_p - low) / (high - low if high != low else 0.001)).clamp(0, 1)
 
 
-def stretch_by_turns(rate_p: Tensor, yarn: Yarn) -> Tensor:
-    """Learned rates under YaRN: kept where a plane turns often over the original length, slowed down where it hardly does."""
-    turns_p = yarn.original_length * rate_p.detach().abs() / (2 * math.pi)
-    keep_p = ((turns_p - yarn.beta_slow) / (yarn.beta_fast - yarn.beta_slow)).clamp(0, 1)
-    return rate_p * (keep_p + (1 - keep_p) / yarn.factor)
+def stretch_by_turns(rate: Tensor, yarn: Yarn) -> Tensor:
+    """What learned rates are multiplied by under YaRN.
+
+    1 where a plane turns `beta_fast` times or more over the original length, 1 / factor where `beta_slow` times or less, a
+    straight line in the number of turns between.
+    """
+    turns = yarn.original_length * rate / (2 * math.pi)
+    keep = ((turns - yarn.beta_slow) / (yarn.beta_fast - yarn.beta_slow)).clamp(0, 1)
+    return keep + (1 - keep) / yarn.factor
 
 
 class GrapeRates(nn.Module):
@@ -104,12 +108,12 @@ class GrapeRates(nn.Module):
             rate_p = (self.log_rate_p.to(wide) / LOG_RATE_SCALE).exp()
             factor = 1.0
             if self.spec.yarn is not None:
-                rate_p, factor = stretch_by_turns(rate_p, self.spec.yarn), self.spec.yarn.attention_factor
+                rate_p, factor = rate_p * stretch_by_turns(rate_p, self.spec.yarn), self.spec.yarn.attention_factor
             at_BT = position_BT.to(wide) if self.step_proj is None else self._travelled(x_BTD.to(wide), cache)
             return plane_turn(at_BT, rate_p, factor=factor)
 
     def _travelled(self, x_BTD: Tensor, cache: KeysValues | None) -> Tensor:
-        """The sum of the steps of all tokens before each."""
+        """The sum of the steps of all tokens before each. It runs on over a row's documents: differences alone matter."""
         assert self.step_proj is not None
         weight, bias = (each.to(x_BTD.dtype) for each in (self.step_proj.weight, self.step_proj.bias))
         step_BT = F.softplus(F.linear(x_BTD, weight, bias))[..., 0]
@@ -124,30 +128,29 @@ class GrapeRates(nn.Module):
 class Rank2Turn:
     """exp(n L) x with L = a b^T - b a^T, by its closed form: x + f1 (a v - b u) + f2 (c (a v + b u) - |b|^2 a u - |a|^2 b v).
 
-    u = a x, v = b x, c = a b, s = sqrt(|a|^2 |b|^2 - c^2), f1 = sin(n s) / s, f2 = (1 - cos(n s)) / s^2 (GRAPE, eq. of
-    section 3). `a_Kh`, `b_Kh`: one plane for each key/value head.
+    u = a x, v = b x, c = a b, s = sqrt(|a|^2 |b|^2 - c^2), f1 = sin(n s) / s, f2 = (1 - cos(n s)) / s^2 (GRAPE, section 3).
+    s is the plane's rate. Under YaRN n s is stretched, and the whole of x is multiplied by the attention factor.
     """
 
     a_Kh: Tensor
     b_Kh: Tensor
     position_BT: Tensor
-    slow: float = 1.0
-    """By how much YaRN slows each plane down is folded into `position_BT`'s rate: see `GrapePlane`."""
+    yarn: Yarn | None = None
 
     def __call__(self, x_BHTh: Tensor) -> Tensor:
-        dtype = self.a_Kh.dtype
-        repeat = x_BHTh.shape[1] // len(self.a_Kh)
-        a_H1h, b_H1h = (each.repeat_interleave(repeat, 0)[:, None] for each in (self.a_Kh, self.b_Kh))
+        dtype, repeat = self.a_Kh.dtype, x_BHTh.shape[1] // len(self.a_Kh)
+        a, b = (each.repeat_interleave(repeat, 0)[:, None] for each in (self.a_Kh, self.b_Kh))  # H1h
+        alpha, beta, gamma = (a * a).sum(-1, keepdim=True), (b * b).sum(-1, keepdim=True), (a * b).sum(-1, keepdim=True)  # H11
+        # Where a and b are parallel there is no plane, and what f1 and f2 multiply is 0.
+        rate = (alpha * beta - gamma**2).clamp(min=torch.finfo(dtype).tiny).sqrt()
+        speed = rate if self.yarn is None else rate * stretch_by_turns(rate, self.yarn)
+        factor = 1.0 if self.yarn is None else self.yarn.attention_factor
+        angle_BHT1 = self.position_BT[:, None, :, None].to(dtype) * speed
+        f1, f2 = angle_BHT1.sin() / rate, (1 - angle_BHT1.cos()) / rate**2
         x = x_BHTh.to(dtype)
-        u, v = (a_H1h * x).sum(-1, keepdim=True), (b_H1h * x).sum(-1, keepdim=True)
-        alpha, beta, gamma = (a_H1h**2).sum(-1), (b_H1h**2).sum(-1), (a_H1h * b_H1h).sum(-1)
-        area_H1 = (alpha * beta - gamma**2).clamp(min=torch.finfo(dtype).tiny).sqrt()
-        angle_BHT1 = (self.position_BT[:, None].to(dtype) * area_H1)[..., None]
-        f1, f2 = angle_BHT1.sin() / area_H1[..., None], (1 - angle_BHT1.cos()) / area_H1[..., None] ** 2
-        alpha, beta, gamma = alpha[..., None], beta[..., None], gamma[..., None]
-        first = a_H1h * v - b_H1h * u
-        second = gamma * (a_H1h * v + b_H1h * u) - beta * a_H1h * u - alpha * b_H1h * v
-        return (x + f1 * first + f2 * second).to(x_BHTh.dtype)
+        u, v = (a * x).sum(-1, keepdim=True), (b * x).sum(-1, keepdim=True)
+        turned = x + f1 * (a * v - b * u) + f2 * (gamma * (a * v + b * u) - beta * a * u - alpha * b * v)
+        return (factor * turned).to(x_BHTh.dtype)
 
 
 class GrapePlane(nn.Module):
@@ -162,4 +165,4 @@ class GrapePlane(nn.Module):
     def forward(self, x_BTD: Tensor, position_BT: Tensor, cache: KeysValues | None = None) -> Turn:
         with torch.autocast(x_BTD.device.type, enabled=False):
             wide = torch.promote_types(self.a_Kh.dtype, torch.float32)
-            return Rank2Turn(self.a_Kh.to(wide), self.b_Kh.to(wide), position_BT)
+            return Rank2Turn(self.a_Kh.to(wide), self.b_Kh.to(wide), position_BT, self.spec.yarn)

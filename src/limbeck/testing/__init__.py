@@ -2,5 +2,6 @@
 
 from limbeck.testing.claims import Claims
 from limbeck.testing.objectives import ConformanceError, ObjectiveReport, Plain, check_objective
+from limbeck.testing.students import StudentReport, check_student
 
-__all__ = ["Claims", "ConformanceError", "ObjectiveReport", "Plain", "check_objective"]
+__all__ = ["Claims", "ConformanceError", "ObjectiveReport", "Plain", "StudentReport", "check_objective", "check_student"]

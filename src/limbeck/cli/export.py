@@ -1,0 +1,60 @@
+"""`limbeck export RUN|FOLDER --format gguf|hf -o PATH`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limbeck.cli.arguments import Json
+from limbeck.cli.output import emit
+from limbeck.errors import LimbeckError, SpecError
+
+
+class Format(StrEnum):
+    """What to write."""
+
+    hf = "hf"
+    gguf = "gguf"
+
+
+class Dtype(StrEnum):
+    """Of the matrices in a GGUF file."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def export(
+    target: Annotated[str, typer.Argument(help="A run folder, or the folder of a student.", metavar="RUN|FOLDER")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder (hf) or the file (gguf) to write.")],
+    format: Annotated[Format, typer.Option(help="hf: a folder for transformers; gguf: a file for llama.cpp.")] = Format.hf,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of a GGUF file's matrices; default: float16. A folder is float32.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a trained student for use elsewhere. What a GGUF file cannot express is refused, naming the part."""
+    folder = _student(Path(target))
+    if format is Format.hf and dtype is not None:
+        raise SpecError(f"--dtype={dtype} is for --format gguf: a folder holds float32, and transformers reads it in any dtype")
+    if output.resolve() == folder.resolve():
+        raise SpecError(f"--output={output} is the folder to export: name another")
+    if format is Format.gguf:
+        from limbeck.students.gguf import export as write
+
+        write(folder, path=output, dtype=(dtype or Dtype.float16).value)
+    else:
+        from limbeck.students.hf import save_again
+
+        save_again(folder, to=output)
+    emit({"student": str(folder), "format": format.value, "path": str(output)}, as_json=as_json, lines=[f"{format}: {output}"])
+
+
+def _student(target: Path) -> Path:
+    if not (target / "recipe.yaml").is_file():
+        return target
+    if not (target / "student").is_dir():
+        raise LimbeckError(f"{target} is unfinished: `limbeck train {target}/recipe.yaml` continues it")
+    return target / "student"

@@ -1,0 +1,58 @@
+"""The spec of an OLMo-3 that Limbeck did not save, from its configuration."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import Olmo3Config
+
+from limbeck.errors import LimbeckError
+from limbeck.spec.parts import Yarn
+from limbeck.spec.student import Olmo3Student
+
+
+def olmo3_spec(config: Olmo3Config, folder: Path) -> Olmo3Student:
+    """The student that a configuration describes.
+
+    Where several values of `full_attention_every` give its layers (there are fewer layers than that), the spec holds the
+    default, else the smallest. `LimbeckError` where no student has such positions or such layers.
+    """
+    sliding, full = (config.rope_parameters[kind] for kind in ("sliding_attention", "full_attention"))
+    if sliding["rope_type"] != "default" or sliding["rope_theta"] != full["rope_theta"]:
+        raise LimbeckError(
+            f"{folder} uses rotary positions {config.rope_parameters}: a student needs one theta, plain in its sliding layers"
+        )
+    spec = Olmo3Student(
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        tied_embeddings=config.tie_word_embeddings,
+        rope_theta=full["rope_theta"],
+        yarn=_yarn(full, folder),
+        rms_norm_eps=config.rms_norm_eps,
+        sliding_window=config.sliding_window,
+        init_std=config.initializer_range,
+    )
+    for every in (spec.full_attention_every, *range(1, spec.num_layers + 2)):
+        candidate = spec.model_copy(update={"full_attention_every": every})
+        if candidate.layer_types == tuple(config.layer_types):
+            return candidate
+    raise LimbeckError(f"{folder} has layers {config.layer_types}: a student needs one full layer in every so many")
+
+
+def _yarn(rope: dict[str, Any], folder: Path) -> Yarn | None:
+    if rope["rope_type"] == "default":
+        return None
+    yarn = None
+    if rope["rope_type"] == "yarn":
+        yarn = Yarn(
+            factor=rope["factor"],
+            original_length=rope["original_max_position_embeddings"],
+            beta_fast=rope.get("beta_fast") or 32.0,
+            beta_slow=rope.get("beta_slow") or 1.0,
+        )
+    if yarn is None or rope.get("attention_factor") not in (None, yarn.attention_factor):
+        raise LimbeckError(f"{folder} uses rotary positions {rope}: a student knows plain ones, and YaRN with its own factor")
+    return yarn

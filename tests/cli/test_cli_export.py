@@ -1,0 +1,65 @@
+"""`limbeck export`: a trained student as a folder or a GGUF file."""
+
+import json
+from pathlib import Path
+
+import gguf
+import torch
+from tiny_students import golf, ladder
+from tiny_world import make_tokenizer
+
+from limbeck.spec.student import Student
+from limbeck.students import hf
+from limbeck.students.build import build
+from limbeck.students.decoder import Decoder
+
+
+def saved(spec: Student, tmp_path: Path) -> tuple[Decoder, Path]:
+    student, folder = build(spec, vocab_size=300, seed=0), tmp_path / "student"
+    make_tokenizer(tmp_path / "tokenizer")
+    hf.save(student, spec=spec, folder=folder, max_positions=64, tokenizer_folder=tmp_path / "tokenizer")
+    return student, folder
+
+
+def field(path: Path, key: str) -> object:
+    return gguf.GGUFReader(path).get_field(key).contents()
+
+
+def test_the_command_writes_both(limbeck, tmp_path):
+    student, folder = saved(ladder(), tmp_path)
+    outcome = limbeck("export", folder, "--format", "gguf", "-o", tmp_path / "a.gguf", "--dtype", "float32")
+    assert (outcome.code, outcome.out.strip()) == (0, f"gguf: {tmp_path / 'a.gguf'}")
+    assert field(tmp_path / "a.gguf", "general.architecture") == "qwen3"
+    assert field(tmp_path / "a.gguf", "general.file_type") == gguf.LlamaFileType.ALL_F32
+    outcome = limbeck("export", folder, "-o", tmp_path / "b", "--json")
+    assert json.loads(outcome.out) == {"student": str(folder), "format": "hf", "path": str(tmp_path / "b")}
+    assert torch.equal(hf.load(tmp_path / "b")[0].head_VD, student.head_VD)
+
+
+def test_what_means_nothing_is_refused(limbeck, tmp_path):
+    _, folder = saved(ladder(), tmp_path)
+    outcome = limbeck("export", folder, "-o", tmp_path / "c", "--dtype", "float16")
+    assert outcome.code == 2 and "--dtype=float16 is for --format gguf" in outcome.complaint
+    outcome = limbeck("export", folder, "-o", folder)
+    assert outcome.code == 2 and "name another" in outcome.complaint
+    outcome = limbeck("export", tmp_path / "nothing", "-o", tmp_path / "c")
+    assert outcome.code == 1 and "holds no config.json" in outcome.complaint
+
+
+def test_a_run_is_named_by_its_folder(limbeck, tmp_path):
+    run = tmp_path / "mine"
+    run.mkdir()
+    (run / "recipe.yaml").write_text("name: mine\n")
+    outcome = limbeck("export", run, "-o", tmp_path / "b")
+    assert outcome.code == 1 and f"{run} is unfinished" in outcome.complaint
+    _, folder = saved(ladder(), tmp_path)
+    folder.rename(run / "student")
+    assert limbeck("export", run, "--format", "gguf", "-o", tmp_path / "a.gguf").code == 0
+    assert field(tmp_path / "a.gguf", "general.name") == "mine"
+
+
+def test_a_part_that_gguf_lacks_is_one_line(limbeck, tmp_path):
+    _, folder = saved(golf(), tmp_path)
+    outcome = limbeck("export", folder, "--format", "gguf", "-o", tmp_path / "a.gguf")
+    expected = f"limbeck: {folder}: GGUF has no model with an activation other than swiglu: export it with --format hf"
+    assert (outcome.code, outcome.complaint) == (2, expected)
