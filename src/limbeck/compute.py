@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, first_line
 from limbeck.paths import cache_folder, write_atomically
 from limbeck.runs import processor_name
 
@@ -35,7 +35,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise LimbeckError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise LimbeckError(f"device={name} cannot be used here: {first_line(error)}") from error
     return device
 
 

@@ -31,3 +31,8 @@ class StoreError(LimbeckError):
 
 class DivergedError(LimbeckError):
     """A run's loss or gradient stopped being finite. Other runs may go on."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message, for the end of a sentence; empty where it has none."""
+    return str(error).strip().split("\n", 1)[0]

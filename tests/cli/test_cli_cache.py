@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from limbeck.paths import cache_folder
+
 STORE = "out/stores/{teacher}-topk-20"
 
 
@@ -195,6 +197,13 @@ def test_stores_at_urls_are_read_and_published(limbeck: Callable[..., Any], reci
     url = "memory://published/store"
     facts = json.loads(limbeck("cache", "write", recipe_file, f"store={url}", "--json").out)
     assert facts["path"] == url
+    assert not list((cache_folder() / "signals" / "outgoing").iterdir())
+    again = limbeck("cache", "write", recipe_file, f"store={url}", "--json")
+    assert (again.code, json.loads(again.out)) == (0, facts)
+    assert (
+        "signal.k: 20 in the store, 9 asked for"
+        in limbeck("cache", "write", recipe_file, f"store={url}", "signal.k=9").complaint
+    )
     assert sorted(Path(name).name for name in filesystem.ls("/published/store", detail=False)) == sorted(
         path.name for path in store.iterdir()
     )
@@ -209,4 +218,19 @@ def test_stores_at_urls_are_read_and_published(limbeck: Callable[..., Any], reci
     assert "cannot be extended in place" in limbeck("cache", "extend", url, recipe_file).complaint
     assert json.loads(limbeck("cache", "merge", store, "-o", "memory://published/copy", "--json").out)["documents"] == 8
     assert limbeck("cache", "verify", "memory://published/copy").code == 0
+    assert limbeck("cache", "merge", store, "-o", "memory://published/copy").code == 0
+    filesystem.pipe_file("/published/copy/shard-00000.rows", b"something else")
+    assert (
+        "memory://published/copy/shard-00000.rows is damaged" in limbeck("cache", "verify", "memory://published/copy").complaint
+    )
+    assert limbeck("cache", "verify", url).code == 0
     assert "memory://absent is not a signal store" in limbeck("cache", "info", "memory://absent").complaint
+
+
+def test_extend_draws_more(limbeck: Callable[..., Any], recipe_file: Path, sampled: Path) -> None:
+    more = "signal={kind: sampled, draws: 40}"
+    added = json.loads(limbeck("cache", "extend", sampled, recipe_file, more, "--json").out)
+    assert (added["added"], added["documents"]) == (True, 8)
+    assert json.loads(limbeck("cache", "info", sampled, "--json").out)["identity"]["signal"]["draws"] == 40
+    assert limbeck("cache", "verify", sampled).code == 0
+    assert "40 in the store, 15 asked" in limbeck("cache", "extend", sampled, recipe_file, more.replace("40", "15")).complaint

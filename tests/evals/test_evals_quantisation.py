@@ -1,6 +1,7 @@
 """The table of quantised teachers against float64 arithmetic on transformers' own logits."""
 
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_world import make_teacher
+from tiny_world import make_teacher, make_tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from limbeck.data.token_store import TokenStore, prepare_texts
 from limbeck.data.tokenizers import load_tokenizer
@@ -21,7 +22,7 @@ from limbeck.evals.quantisation import Table, compare, whole_text_ends
 from limbeck.evals.quantisation_figure import forest
 from limbeck.spec.data import FileTexts
 from limbeck.spec.quantisation import quantisation_named
-from limbeck.spec.teacher import Context, HuggingFaceTeacher
+from limbeck.spec.teacher import Context, GGUFTeacher, HuggingFaceTeacher
 from limbeck.teachers.huggingface import load_teacher
 from limbeck.teachers.rounding import rounded
 
@@ -183,13 +184,18 @@ def test_a_padded_vocabularys_minus_infinity_is_no_nan() -> None:
 
 
 def test_another_tokenizer_or_width_is_refused(
-    spec_of: Callable[..., HuggingFaceTeacher], heldout: TokenStore, tmp_path: Path, teacher_folder: Path
+    spec_of: Callable[..., HuggingFaceTeacher],
+    heldout: TokenStore,
+    tmp_path: Path,
+    teacher_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     smaller = make_teacher(tmp_path / "smaller", vocab_size=290)
     with pytest.raises(LimbeckError, match="other has another tokenizer"):
         compare(spec_of(), {"other": spec_of(folder=smaller)}, store=heldout, ends=frozenset(), device=CPU)
     wider = make_teacher(tmp_path / "wider", vocab_size=320)
     AutoTokenizer.from_pretrained(teacher_folder).save_pretrained(wider)
+    monkeypatch.setattr(table_module, "teacher_reference", None)  # said before it is asked for
     with pytest.raises(LimbeckError, match="wide has 320 logits"):
         compare(spec_of(), {"wide": spec_of(folder=wider)}, store=heldout, ends=frozenset(), device=CPU)
 
@@ -221,8 +227,97 @@ def test_a_scheme_that_says_nan_is_named(
         return teacher
 
     monkeypatch.setattr(table_module, "load_teacher", broken)
-    with pytest.raises(TeacherError, match="int4-g32: the logits on the held-out documents are not finite"):
-        found(spec_of, heldout, "int4-g32", ends=frozenset())
+    table = found(spec_of, heldout, "int4-g32", ends=frozenset())
+    assert [(row.name, row.why) for row in table.failed] == [
+        ("int4-g32", "int4-g32: the logits on the held-out documents are not finite; use float32 or more bits")
+    ]
+
+
+def test_a_scheme_that_fails_late_leaves_the_others(
+    spec_of: Callable[..., HuggingFaceTeacher], heldout: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(spec: Any, **named: Any) -> Any:
+        if spec.quantisation is not None and spec.quantisation.slug == "int4-g32":
+            raise TeacherError("a matrix too large")
+        return load_teacher(spec, **named)
+
+    monkeypatch.setattr(table_module, "load_teacher", broken)
+    table = found(spec_of, heldout, "int8-g32", "int4-g32", "int3-g32", ends=frozenset())
+    assert [row.name for row in table.rows] == ["reference", "int8-g32", "int3-g32"]
+    assert [(row.name, row.why) for row in table.failed] == [("int4-g32", "a matrix too large")]
+
+
+def test_one_teacher_is_held_at_a_time(
+    spec_of: Callable[..., HuggingFaceTeacher], heldout: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    held: list[int] = []
+
+    def watched(spec: Any, **named: Any) -> Any:
+        held.append(len(alive))
+        teacher = load_teacher(spec, **named)
+        alive.add(teacher.model)
+        if spec.quantisation is not None and spec.quantisation.slug == "int6-g32":
+            raise TeacherError("late")
+        return teacher
+
+    monkeypatch.setattr(table_module, "load_teacher", watched)
+    monkeypatch.setattr("limbeck.evals.reference.load_teacher", watched)
+    found(spec_of, heldout, "int8-g32", "int6-g32", "int4-g32", ends=frozenset())
+    assert held == [0] * 5  # before each is loaded: for the kept hidden states, the reference, three schemes
+
+
+def narrow_teacher(folder: Path) -> Path:
+    """Its rows of 48 weights are no blocks of 32."""
+    make_tokenizer(folder)
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, bos_token_id=0, eos_token_id=1, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("scheme", "sentence"),
+    [
+        ("gguf-q4_k", "gguf-q4_k: .*rows of 48 weights are no whole blocks"),
+        ("torchao-int4-g128", "torchao-int4-g128 computes on CUDA in bfloat16 only"),
+    ],
+)
+def test_what_a_scheme_cannot_take_is_said_before_anything_is_read(
+    spec_of: Callable[..., HuggingFaceTeacher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, sentence: str
+) -> None:
+    def refuse(*given: Any, **named: Any) -> Any:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(table_module, "teacher_reference", refuse)
+    monkeypatch.setattr("limbeck.teachers.backends.version", lambda name: "1.0")
+    folder = narrow_teacher(tmp_path / "narrow")
+    (tmp_path / "x.txt").write_text("the state of the union.", encoding="utf-8")
+    store = prepare_texts(FileTexts(paths=(str(tmp_path / "x.txt"),)), load_tokenizer(str(folder)), title="x")
+    arms = {name: spec_of(name, folder=folder) for name in ("int4-g32", scheme)}
+    with pytest.raises(TeacherError, match=sentence):
+        compare(spec_of(folder=folder), arms, store=store, ends=frozenset(), device=CPU)
+
+
+def test_a_gguf_file_has_its_own_size_and_is_simulated(
+    spec_of: Callable[..., HuggingFaceTeacher],
+    heldout: TokenStore,
+    teacher_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The conversion is another test's: here the file stands for the tiny teacher's folder."""
+    from limbeck.teachers import files
+
+    path = tmp_path / "Tiny-Q4_0.gguf"
+    path.write_bytes(b"x" * 12345)
+    here = files.TeacherFiles("tiny-q4_0", str(teacher_folder), quantisation="gguf Q4_0")
+    monkeypatch.setattr(files, "_converted", lambda gguf, *, name: here)
+    arm = GGUFTeacher(path=str(path), dtype="float32", context=CONTEXT)
+    row = compare(spec_of(), {str(path): arm}, store=heldout, ends=frozenset(), device=CPU).rows[1]
+    assert (row.simulated, row.weights_bytes, row.quantised_share, row.quantisation) == (True, 12345, None, "gguf Q4_0")
+    reference, other_dtype = compare(arm, {"float16": arm}, store=heldout, ends=frozenset(), device=CPU).rows
+    assert not reference.simulated and not other_dtype.simulated
+    assert reference.weights_bytes == other_dtype.weights_bytes > 12345
 
 
 def test_only_the_last_piece_of_a_text_ends_it(texts_folder: Path, teacher_folder: Path) -> None:

@@ -6,8 +6,10 @@ from objective_problem import dense_rows, gradients, loss_of, problem, same_teac
 from reference import kl, log_softmax
 from torch import nn
 
+from limbeck.objectives.head import HeadStatistics
 from limbeck.objectives.hidden import build_projection, hidden_distance
 from limbeck.objectives.schedule import Moment
+from limbeck.signals.types import SparseTarget
 from limbeck.spec.objective import ForwardKL, HiddenStates, Mixture
 
 
@@ -74,6 +76,52 @@ def test_balanced_counts_other_hidden_terms_among_the_others(order: int) -> None
     output = loss_of(Mixture(terms=terms[::order]), given, dense_rows(given), projection=projection)
     others = 0.7 * output.per_term["forward_kl"] + 2 * output.per_term["hidden_cosine"]
     torch.testing.assert_close(output.loss.detach(), 2 * others, rtol=0, atol=1e-12)
+
+
+def minus_lse(student: HeadStatistics, target: SparseTarget | None) -> torch.Tensor:
+    """A loss below zero."""
+    return -student.lse_T
+
+
+def test_balanced_against_a_negative_sum_still_brings_the_two_nearer() -> None:
+    given = problem()
+    projection = nn.Linear(5, 7, bias=False).double()
+    terms = (
+        {"weight": {"kind": "balanced", "share": 0.5}, "term": {"kind": "hidden"}},
+        {"weight": 2, "term": {"kind": "custom", "function": f"{__name__}:minus_lse"}},
+    )
+    loss = loss_of(Mixture(terms=terms), given, dense_rows(given), projection=projection).loss
+    others = -2 * torch.logsumexp(given.hidden_TD @ given.head_VD.T, -1).mean()
+    states = distances("cosine", projection(given.hidden_TD), given.teacher_hidden_TE).mean()
+    assert others < 0
+    constant = 0.5 * (-others / states).detach()
+    torch.testing.assert_close(gradients(loss, given), gradients(others + constant * states, given), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_balanced_terms_are_each_as_large_as_those_that_are_not(order: int) -> None:
+    given = problem()
+    projection = nn.Linear(5, 7, bias=False).double()
+    terms = (
+        {"weight": {"kind": "balanced"}, "term": {"kind": "hidden", "distance": "mse"}},
+        {"weight": 0.7, "term": ForwardKL()},
+        {"weight": {"kind": "balanced", "share": 0.5}, "term": {"kind": "hidden"}},
+    )
+    loss = loss_of(Mixture(terms=terms[::order]), given, dense_rows(given), projection=projection).loss
+    others = 0.7 * kl(given.teacher_probs(), log_softmax(given.hidden_TD, given.head_VD)).mean()
+    torch.testing.assert_close(loss, (1 + 1 + 0.5) * others, rtol=0, atol=1e-12)
+
+
+def test_two_terms_of_one_distance_are_both_reported_in_their_order() -> None:
+    given = problem()
+    projection = nn.Linear(5, 7, bias=False).double()
+    weights = ({"kind": "balanced"}, 0.7, 2)
+    terms = [{"weight": weight, "term": {"kind": "hidden"}} for weight in weights]
+    mixture = Mixture(terms=(*terms, {"weight": 1, "term": {"kind": "hidden", "distance": "mse"}}))
+    output = loss_of(mixture, given, dense_rows(given), projection=projection)
+    assert list(output.per_term) == ["ce", "hidden_cosine", "hidden_cosine_2", "hidden_cosine_3", "hidden_mse"]
+    states = {name: distances(name, projection(given.hidden_TD), given.teacher_hidden_TE).mean() for name in ("cosine", "mse")}
+    torch.testing.assert_close(output.loss, 2 * (2.7 * states["cosine"] + states["mse"]), rtol=0, atol=1e-12)
 
 
 def test_balanced_at_the_teacher_is_zero_and_not_nan() -> None:

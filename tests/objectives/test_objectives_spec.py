@@ -103,6 +103,7 @@ def test_a_resolved_spec_is_read_back_as_the_same() -> None:
         ("{kind: skew_kl, alpha: 0}", "objective.alpha=0"),
         ("{kind: reverse_kl, form: tial}", "objective.form='tial'"),
         ("{kind: reverse_kl, form: renormalised, label_share: 0.1}", "label_share needs form=tail"),
+        ("{kind: decoupled, mass_weight: 0, conditional_weight: 0}", "mass_weight and conditional_weight are both 0"),
         ("{kind: custom, function: loss}", "objective.function='loss'"),
         ("{kind: jds}", "objective.kind=jds is not a kind; did you mean 'jsd'?"),
         ("{kind: mixture, terms: [{weight: 0, term: {kind: ce}}]}", "objective.terms.0.weight.value=0"),
@@ -168,7 +169,13 @@ def test_a_signal_that_does_not_hold_what_is_read_is_refused(objective: str, sig
 
 @pytest.mark.parametrize(
     ("objective", "signal"),
-    [("{kind: hard}", "{kind: sampled, keep_top1: true}"), ("{kind: ce}", "null"), ("{kind: decoupled}", "{kind: hybrid}")],
+    [
+        ("{kind: hard}", "{kind: sampled, keep_top1: true}"),
+        ("{kind: ce}", "null"),
+        ("{kind: decoupled}", "{kind: hybrid}"),
+        ("{kind: decoupled, mass_weight: 0}", "{kind: topk}"),
+        ("{kind: decoupled, conditional_weight: 0}", "{kind: topk}"),
+    ],
 )
 def test_what_a_signal_holds_is_allowed(objective: str, signal: str) -> None:
     given = asked(f"{{objective: {objective}, signal: {signal}}}")

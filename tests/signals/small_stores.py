@@ -1,6 +1,7 @@
 """Stores small enough to be written in milliseconds: random documents, and teachers that are functions of a document."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,19 @@ def open_writer(
 
 
 def fill(
-    writer: StoreWriter, *, at_most: int = 100, documents: Documents | None = None, teacher: Speaks = random_teacher
+    writer: StoreWriter,
+    *,
+    at_most: int = 100,
+    documents: Documents | None = None,
+    teacher: Speaks = random_teacher,
+    seconds: float | None = None,
 ) -> None:
+    """Score what is pending. It takes as long as it takes, unless `seconds` are given: no two writers take the same time."""
     texts, signal = dict(documents or make_documents()), writer.identity.spec
     for shard in writer.pending_shards()[:at_most]:
+        started = time.perf_counter()
         content = [(name, texts[name], rows_of(name, texts[name], signal, teacher=teacher)) for name in shard.document_ids]
-        writer.write_shard(shard.index, content, seconds=1.5)
+        writer.write_shard(shard.index, content, seconds=seconds or time.perf_counter() - started)
 
 
 def write_store(
@@ -83,12 +91,13 @@ def write_store(
     teacher: Speaks = random_teacher,
     shard_tokens: int = 70,
     identity: dict[str, str | None] | None = None,
+    seconds: float | None = None,
     **changes: Any,
 ) -> Path:
     """A published store. `teacher` speaks; `identity` is who it is said to be."""
     if identity is not None:
         changes["teacher"] = identity
     writer = open_writer(path, signal, shard_tokens=shard_tokens, documents=documents, **changes)
-    fill(writer, documents=documents, teacher=teacher)
+    fill(writer, documents=documents, teacher=teacher, seconds=seconds)
     writer.publish()
     return path

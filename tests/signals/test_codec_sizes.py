@@ -9,7 +9,7 @@ from scipy.special import gammaln
 
 from limbeck.signals.codec import decode, encode
 from limbeck.signals.codec.fit import fit, flatten_rows
-from limbeck.signals.codec.lanes import LaneReader, LaneWriter, bits_part, shares, symbol_part
+from limbeck.signals.codec.lanes import LaneReader, LaneWriter, bits_part, symbol_part
 from limbeck.signals.codec.layout import Marks, layout_of
 from limbeck.signals.codec.model import table_shapes
 from limbeck.signals.codec.numbers import alphabet
@@ -143,11 +143,11 @@ def test_lanes_give_back_what_was_written_at_its_entropy() -> None:
     widths = rng.integers(0, 20, (steps, lanes))
     numbers = rng.integers(0, 2**20, (steps, lanes)) & ((1 << widths) - 1)
     counts = rng.integers(1, 100, (steps, lanes))
-    everyone, among = np.arange(lanes), shares(100)
+    everyone = np.arange(lanes)
     writer = LaneWriter(lanes, room=8)
     taken = np.zeros((steps, lanes), dtype=np.int64)
     for step in reversed(range(steps)):
-        taken[step] = writer.take(everyone, counts[step], among)
+        taken[step] = writer.take(everyone, counts[step])
         parts = [symbol_part(tables, one[step]), symbol_part(tables, 4 + two[step]), bits_part(numbers[step], widths[step])]
         writer.write(everyone, parts)
     words = writer.finish()
@@ -167,7 +167,7 @@ def test_lanes_give_back_what_was_written_at_its_entropy() -> None:
         assert np.array_equal(reader.places(everyone, np.ones(lanes, np.int64)) - 4, two[step])
         assert np.array_equal(reader.bits(everyone, widths[step]), numbers[step])
         reader.refill(everyone)
-        reader.put_back(everyone, taken[step], counts[step], among)
+        reader.put_back(everyone, taken[step], counts[step])
     reader.require_end()
 
 

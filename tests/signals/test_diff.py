@@ -101,6 +101,37 @@ def test_draws_of_both_give_half_the_squared_distance(tmp_path: Path) -> None:
         assert expected < rel_entr(p_TV, q_TV).sum(-1).mean()
 
 
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (SampledSignal(draws=50), SampledSignal(draws=100)),
+        (SampledSignal(draws=100), SampledSignal(draws=25)),
+        (SampledSignal(draws=60, min_draws=10, full_entropy_nats=4), SampledSignal(draws=40)),
+    ],
+    ids=["more", "fewer", "adaptive"],
+)
+@pytest.mark.parametrize("blur", [0.0, BLUR])
+def test_more_draws_of_a_seed_are_compared_with_the_fewer(
+    tmp_path: Path, one: SampledSignal, two: SampledSignal, blur: float
+) -> None:
+    """The fewer are among the more, and which ones they are is known: the estimate stays unbiased. Each document has its own
+    numbers, which depend on the first half of its id."""
+
+    def speaks(scale: float) -> Speaks:
+        return lambda name, rows: blurred(scale)(name[16:], rows)
+
+    documents = [(f"{index:016x}{index:016x}", tokens) for index, (_, tokens) in enumerate(make_documents([400] * 8), start=77)]
+    p_TV, q_TV = dense(speaks(0.0), documents), dense(speaks(blur), documents)
+    stores = [
+        opened(tmp_path / name, signal, teacher=speaks(scale), documents=documents)
+        for name, signal, scale in (("a", one, 0.0), ("b", two, blur))
+    ]
+    found = diff(*stores)
+    assert found.kl is not None
+    assert found.standard_error is not None
+    assert abs(found.kl.value - ((p_TV - q_TV) ** 2).sum(-1).mean() / 2) < 5 * found.standard_error < 0.003
+
+
 def test_top1s_are_compared_wherever_both_hold_one(tmp_path: Path) -> None:
     documents = make_documents()
     flips = (dense(random_teacher, documents).argmax(-1) != dense(blurred(BLUR), documents).argmax(-1)).mean()
@@ -195,6 +226,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         diff(top, draws)
     with pytest.raises(StoreError, match=r"draws have no top-1 to compare; .*signal\.keep_top1=true"):
         diff(hard, draws)
+    single = opened(tmp_path / "single", SampledSignal(draws=5, min_draws=1))
+    for pair in ((draws, single), (single, draws)):
+        with pytest.raises(StoreError, match=r"single has rows of a single draw.*signal\.min_draws >= 2"):
+            diff(*pair)
+    assert single.bytes_read == draws.bytes_read == 0
     with pytest.raises(StoreError, match=r"tokenizer tok1 and .* of tok2; only stores of the same tokenizer"):
         diff(top, opened(tmp_path / "tok2", TopKSignal(k=3), tokenizer="tok2"))
 

@@ -8,8 +8,8 @@ import torch
 from scipy.special import rel_entr
 from torch import Tensor
 
-from limbeck.errors import StoreError
 from limbeck.signals.distance import drawn_kl, head_of, partition_kl, squared_distance
+from limbeck.signals.draws import uniforms
 from limbeck.signals.select import select
 from limbeck.signals.types import HybridRows, SampledRows, SparseRows, TopKRows
 from limbeck.spec.signal import HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
@@ -98,6 +98,11 @@ def drawn(logits_TV: Tensor, *, draws: int = 6, seed: int = 0, proposal: float =
     return rows
 
 
+def numbers(draws: int) -> np.ndarray:
+    """What `drawn` draws with where its seed is 0."""
+    return uniforms(NAME, torch.arange(MANY), draws=draws, seed=0).numpy()
+
+
 def assert_mean(values_T: np.ndarray, expected: float) -> None:
     """Within five standard errors, which are small enough to say something."""
     error = values_T.std() / len(values_T) ** 0.5
@@ -131,26 +136,47 @@ def test_the_squared_distance_of_draws_is_unbiased(draws: int, proposal: float, 
     one = drawn(few(1), draws=draws, proposal=proposal)
     two = drawn(few(other), draws=draws, proposal=proposal, seed=0 if coupled else 1)
     expected = float(((dense(few(1))[0] - dense(few(other))[0]) ** 2).sum())
-    assert_mean(squared_distance(one, two, coupled=coupled), expected)
+    assert_mean(squared_distance(one, two, uniforms_TN=numbers(draws) if coupled else None), expected)
+
+
+@pytest.mark.parametrize("proposal", [1.0, 1.7])
+@pytest.mark.parametrize("other", [1, 2], ids=["same", "other"])
+def test_more_draws_of_one_seed_hold_the_fewer_ones(proposal: float, other: int) -> None:
+    """Either may have more, and which one may differ from row to row, as where draws rise with the entropy."""
+    few_draws, many_draws = drawn(few(1), draws=5, proposal=proposal), drawn(few(other), draws=17, proposal=proposal)
+    expected = float(((dense(few(1))[0] - dense(few(other))[0]) ** 2).sum())
+    assert_mean(squared_distance(few_draws, many_draws, uniforms_TN=numbers(17)), expected)
+    assert_mean(squared_distance(many_draws, few_draws, uniforms_TN=numbers(17)), expected)
+    fewer, more = drawn(few(1), draws=9, proposal=proposal), drawn(few(1), draws=13, proposal=proposal)
+    width = max(rows.ids_TK.shape[1] for rows in (fewer, more))
+    is_more_T1 = torch.arange(MANY)[:, None] % 2 == 0
+    mixed = SampledRows(
+        *(
+            torch.where(is_more_T1, padded(getattr(more, name), width), padded(getattr(fewer, name), width))
+            for name in ("ids_TK", "counts_TK")
+        ),
+        fewer.entropy_T,
+        None
+        if fewer.weights_TK is None or more.weights_TK is None
+        else torch.where(is_more_T1, padded(more.weights_TK, width), padded(fewer.weights_TK, width)),
+    )
+    between = drawn(few(other), draws=11, proposal=proposal)
+    assert_mean(squared_distance(mixed, between, uniforms_TN=numbers(13)), expected)
+
+
+def padded(values_TK: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(values_TK, (0, width - values_TK.shape[1]))
 
 
 def test_coupled_draws_are_known_by_their_seed_alone() -> None:
     """What would be found if coupled draws were taken for independent ones, and the other way round: both are off."""
     one, two = drawn(few(1)), drawn(few(1), seed=1)
     taken_for_independent, taken_for_coupled = (
-        squared_distance(one, one, coupled=False),
-        squared_distance(one, two, coupled=True),
+        squared_distance(one, one, uniforms_TN=None),
+        squared_distance(one, two, uniforms_TN=numbers(6)),
     )
     for values_T in (taken_for_independent, taken_for_coupled):
         assert abs(values_T.mean()) > 20 * values_T.std() / MANY**0.5
-
-
-def test_too_few_draws_and_coupled_rows_of_other_lengths_are_refused() -> None:
-    with pytest.raises(StoreError, match="fewer than two draws"):
-        squared_distance(drawn(few(1), draws=1), drawn(few(1), draws=1, seed=1), coupled=False)
-    fewer = drawn(few(1), draws=5)
-    with pytest.raises(StoreError, match=r"not as often at every position.*signal\.seed"):
-        squared_distance(drawn(few(1)), fewer, coupled=True)
 
 
 def test_padding_is_not_an_id() -> None:

@@ -1,5 +1,7 @@
 """Unions of stores: every document once, rows as they were, whole or not at all."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,20 @@ import torch
 from small_stores import (
     Documents,
     blurred,
+    fill,
     make_documents,
     open_writer,
     random_teacher,
+    rows_of,
     write_store,
 )
 
 from limbeck.errors import StoreError
 from limbeck.signals import merge as merging
 from limbeck.signals.manifest import info, is_published
-from limbeck.signals.merge import absorb, documents_digest, merge
+from limbeck.signals.merge import absorb, documents_digest, merge, supersede
 from limbeck.signals.store import SignalStore, verify
-from limbeck.spec.signal import HardSignal, SampledSignal, StoredSignal, TopKSignal
+from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal
 
 SIGNAL = TopKSignal(k=6)
 ONE = make_documents([40, 25, 30, 60])
@@ -217,3 +221,117 @@ def test_a_writer_takes_a_union_for_complete(tmp_path: Path) -> None:
         open_writer(path, SIGNAL, documents=ONE, documents_id=documents_digest(name for name, _ in ONE))
     with pytest.raises(StoreError, match=r"identity\.signal\.k: 6 in the store, 7 asked for"):
         open_writer(path, TopKSignal(k=7), documents=every, documents_id=digest)
+
+
+def test_a_store_that_is_being_written_is_not_merged_into(tmp_path: Path) -> None:
+    one, path = write(tmp_path / "a", ONE), tmp_path / "begun"
+    fill(open_writer(path, SIGNAL), at_most=2)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(StoreError, match="begun holds a store that is being written; name another folder"):
+        merge([one], path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+def test_where_there_are_no_hard_links_shards_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(source: Any, target: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    path, addition = write(tmp_path / "a", ONE), write(tmp_path / "b", TWO)
+    monkeypatch.setattr(os, "link", no_links)
+    absorb(path, addition)
+    shutil.rmtree(addition)
+    assert verify(path).intact
+    assert len(SignalStore.open(path).document_ids) == 9
+
+
+FEW, MANY = SampledSignal(draws=9, seed=2), SampledSignal(draws=40, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [
+        (FEW, MANY),
+        (SampledSignal(draws=9, min_draws=3), SampledSignal(draws=40, min_draws=3)),
+        (SampledSignal(draws=9, proposal_temperature=1.5), SampledSignal(draws=40, proposal_temperature=1.5)),
+        (HybridSignal(k=4, draws=6), HybridSignal(k=4, draws=30)),
+    ],
+    ids=["sampled", "adaptive", "proposal", "hybrid"],
+)
+def test_more_draws_take_the_place_of_fewer(tmp_path: Path, few: StoredSignal, many: StoredSignal) -> None:
+    """Readers see what a store of more draws says, under names that none of the old shards had; it can grow further."""
+    path, more = write(tmp_path / "a", ONE, few), write(tmp_path / "b", ONE, many)
+    old = len(list(path.glob("*.rows")))
+    merged = supersede(path, more)
+    assert merged.documents == len(ONE)
+    assert_holds(path, ONE, sources={name: more for name, _ in ONE})
+    assert SignalStore.open(path).identity == SignalStore.open(more).identity
+    names = [f"shard-{number:05d}.rows" for number in range(old, old + len(list(more.glob("*.rows"))))]
+    assert sorted(file.name for file in path.glob("*.rows")) == names
+    assert verify(path).intact
+    addition = write(tmp_path / "c", TWO, many)
+    absorb(path, addition)
+    sources = {name: more for name, _ in ONE} | {name: addition for name, _ in TWO}
+    assert_holds(path, [*ONE, *TWO], sources=sources)
+    assert verify(path).intact
+    assert info(path)["bytes"] == sum(file.stat().st_size for file in path.iterdir())
+
+
+def slightly_other(document_id: str, rows: int) -> torch.Tensor:
+    """The random teacher, but for one row of one document."""
+    logits = random_teacher(document_id, rows)
+    if document_id == ONE[3][0]:
+        logits[17] = logits[17].roll(1)
+    return logits
+
+
+@pytest.mark.parametrize("signal", [MANY, HybridSignal(k=4, draws=30)], ids=lambda signal: signal.kind)
+def test_draws_that_are_not_the_first_of_more_are_refused(tmp_path: Path, signal: SampledSignal | HybridSignal) -> None:
+    path = write(tmp_path / "a", ONE, signal.model_copy(update={"draws": 9}))
+    more = write(tmp_path / "b", ONE, signal, teacher=slightly_other)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(StoreError, match=rf"document {ONE[3][0]}, position 17: the draws in .* move it to a folder of its own"):
+        supersede(path, more)
+    with pytest.raises(StoreError, match=r"signal\.seed: \d in the store, 7 asked for"):
+        supersede(path, write(tmp_path / "c", ONE, signal.model_copy(update={"seed": 7})))
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+def test_another_seed_under_the_same_name_is_found(tmp_path: Path) -> None:
+    """The proof is in the draws, not in what the manifest says."""
+    path = write(tmp_path / "a", ONE, FEW)
+    writer, texts = open_writer(tmp_path / "b", MANY, documents=ONE), dict(ONE)
+    other = MANY.model_copy(update={"seed": 3})
+    for shard in writer.pending_shards():
+        writer.write_shard(shard.index, [(name, texts[name], rows_of(name, texts[name], other)) for name in shard.document_ids])
+    writer.publish()
+    with pytest.raises(StoreError, match="the draws in"):
+        supersede(path, tmp_path / "b")
+
+
+@pytest.mark.parametrize("dies_at", ["link", "manifest", "old shards"])
+def test_a_kill_while_draws_take_their_place_leaves_one_store_or_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: str
+) -> None:
+    path, more = write(tmp_path / "a", ONE, FEW), write(tmp_path / "b", ONE, MANY)
+    reader = SignalStore.open(path)
+    for name, tokens in ONE:
+        reader.rows(name, 0, len(tokens) - 1, tokens=tokens)
+    places = {"link": "link_or_copy", "manifest": "write_json", "old shards": "remove_superseded"}
+
+    def killed(*arguments: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(merging, places[dies_at], killed)
+        with pytest.raises(KeyboardInterrupt):
+            supersede(path, more)
+    assert SignalStore.open(path).signal == (MANY if dies_at == "old shards" else FEW)
+    assert verify(path).intact
+    for name, tokens in ONE:
+        reader.rows(name, 0, len(tokens) - 1, tokens=tokens)  # open before, and its shards mapped
+    if dies_at == "old shards":
+        merging.remove_superseded(path)
+    else:
+        supersede(path, more)
+    assert_holds(path, ONE, sources={name: more for name, _ in ONE})
+    assert info(path)["bytes"] == sum(file.stat().st_size for file in path.iterdir())

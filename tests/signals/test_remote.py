@@ -1,5 +1,8 @@
 """Stores at URLs: through fsspec's memory, through one that breaks down, and, where moto and s3fs are installed, through S3."""
 
+import dataclasses
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +17,8 @@ from limbeck.errors import StoreError
 from limbeck.paths import cache_folder, is_remote
 from limbeck.signals.manifest import info
 from limbeck.signals.merge import absorb
-from limbeck.signals.places import manifest_folder
-from limbeck.signals.remote import local_folder, outgoing_folder, upload
+from limbeck.signals.places import is_published, manifest_folder
+from limbeck.signals.remote import is_published_as, local_folder, outgoing_folder, publish, upload
 from limbeck.signals.store import SignalStore, verify
 from limbeck.spec.signal import TopKSignal
 
@@ -292,13 +295,55 @@ def test_a_shard_that_arrives_cut_is_not_published(flaky: type[Flaky], tmp_path:
 
 
 def test_what_is_going_out_is_written_in_the_cache(flaky: type[Flaky], tmp_path: Path) -> None:
-    """And where it is published already, its manifest says so: nothing is scored again."""
+    """Until it has arrived. Where it is published already is told by its identity: nothing is scored again."""
     assert outgoing_folder(tmp_path) == tmp_path
     folder = outgoing_folder(URL)
     assert folder.is_relative_to(cache_folder())
-    upload(write_store(folder, SIGNAL), URL)
+    identity = SignalStore.open(write_store(folder, SIGNAL)).identity
+    assert not is_published_as(URL, identity)
+    flaky.breaks_at = "shard-00001.rows"
+    with pytest.raises(StoreError, match="cannot be reached"):
+        publish(URL)
+    assert is_published(folder)
+    flaky.breaks_at = None
+    publish(URL)
+    assert not folder.exists()
     shutil.rmtree(cache_folder())
-    again = write_store(outgoing_folder(URL), SIGNAL)
-    assert [file.name for file in again.iterdir()] == ["store.json"]
-    with pytest.raises(StoreError, match=r"signal\.k"):
-        write_store(outgoing_folder(URL), TopKSignal(k=5))
+    assert is_published_as(URL, identity)
+    with pytest.raises(StoreError, match=r"signal\.k: 6 in the store, 5 asked for"):
+        is_published_as(URL, dataclasses.replace(identity, signal={**identity.signal, "k": 5}))
+    assert not is_published_as(tmp_path, identity)
+
+
+def test_verify_reads_what_lies_at_the_url(root: str, tmp_path: Path) -> None:
+    """And no copy of it, though one was fetched before."""
+    path, url = write_store(tmp_path / "store", SIGNAL), f"{root}/store"
+    upload(path, url)
+    assert read_everything(SignalStore.open(url)) > 0
+    report = verify(url)
+    assert (report.shards, report.bytes) == (3, sum(file.stat().st_size for file in path.glob("*.rows")))
+    filesystem, place = fsspec.core.url_to_fs(f"{url}/shard-00001.rows")
+    good = filesystem.cat_file(place)
+    for byte in (7, len(good) // 2, len(good) - 3):
+        filesystem.pipe_file(place, good[:byte] + bytes([good[byte] ^ 4]) + good[byte + 1 :])
+        problems = verify(url).problems
+        assert problems
+        assert all(problem.startswith(f"{url}/shard-00001.rows") for problem in problems)
+    filesystem.rm_file(place)
+    assert [problem.split(";")[0] for problem in verify(url).problems] == [f"{url}/shard-00001.rows is missing"]
+    upload(path, url)
+    assert verify(url).intact
+    left = [file for file in (cache_folder() / "signals").iterdir() if file.name.startswith("verify")]
+    assert left == []
+
+
+def test_where_there_are_no_hard_links_shards_are_copied(
+    flaky: type[Flaky], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(source: Any, target: Any) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    upload(write_store(tmp_path / "store", SIGNAL), URL)
+    monkeypatch.setattr(os, "link", no_links)
+    store = SignalStore.open(URL)
+    assert read_everything(store) == store.tokens

@@ -32,7 +32,7 @@ def signal(request: pytest.FixtureRequest) -> StoredSignal:
 
 @pytest.fixture
 def store_path(tmp_path: Path, signal: StoredSignal) -> Path:
-    return write_store(tmp_path / "store", signal)
+    return write_store(tmp_path / "store", signal, seconds=1.5)
 
 
 def ids_of(rows: SparseRows) -> torch.Tensor:
@@ -122,9 +122,9 @@ def test_a_document_named_twice_is_stored_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_write_resumes_to_the_same_bytes(tmp_path: Path, signal: StoredSignal) -> None:
-    whole = write_store(tmp_path / "whole", signal)
+    whole = write_store(tmp_path / "whole", signal, seconds=1.5)
     path = tmp_path / "killed"
-    fill(open_writer(path, signal), at_most=1)
+    fill(open_writer(path, signal), at_most=1, seconds=1.5)
     leftover = path / "shard-00001.rows.123-0123abcd.tmp"
     leftover.write_bytes(b"half a shard")
     os.utime(leftover, (0, 0))
@@ -136,7 +136,7 @@ def test_a_killed_write_resumes_to_the_same_bytes(tmp_path: Path, signal: Stored
     assert [shard.index for shard in writer.pending_shards()] == [1, 2]
     with pytest.raises(StoreError, match=r"2 of 3 shards are missing \(first: shard-00001.rows\)"):
         writer.publish()
-    fill(writer)
+    fill(writer, seconds=1.5)
     writer.publish()
     assert {file.name: file.read_bytes() for file in path.iterdir()} == {
         file.name: file.read_bytes() for file in whole.iterdir()
@@ -304,9 +304,11 @@ def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
 
 
 def test_a_format_of_the_future_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.signals.writer.FORMAT", 3)
-    write_store(tmp_path, HardSignal())
-    with pytest.raises(StoreError, match="has format 3 but this Limbeck reads 2"):
+    with monkeypatch.context() as patched:
+        for module in ("writer", "manifest"):
+            patched.setattr(f"limbeck.signals.{module}.FORMAT", 4)
+        write_store(tmp_path, HardSignal())
+    with pytest.raises(StoreError, match="has format 4 but this Limbeck reads 3"):
         SignalStore.open(tmp_path)
 
 

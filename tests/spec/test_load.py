@@ -7,6 +7,8 @@ import pytest
 
 from limbeck.errors import SpecError
 from limbeck.spec.load import apply_overrides, load_recipe, load_study, parse_overrides, shipped
+from limbeck.spec.objective import ForwardKL, Mixture, ReverseKL
+from limbeck.spec.weight import Constant
 
 
 def message(*overrides: str, recipe: str = "quickstart") -> str:
@@ -68,6 +70,53 @@ def test_setting_another_kind_starts_afresh_and_the_same_kind_does_not() -> None
     assert apply_overrides(values, {"signal.kind": "sampled"}) == values
     assert apply_overrides(values, {"signal.k": 3, "signal.kind": "topk"}) == {"signal": {"k": 3, "kind": "topk"}}
     assert values == {"signal": {"kind": "sampled", "draws": 7}}
+
+
+MIXED = ("objective.kind=mixture", "objective.terms=[{weight: 0.5, term: {kind: forward_kl}}, {weight: 0.5, term: {kind: ce}}]")
+
+
+def test_the_terms_of_a_mixture_are_set_by_their_place() -> None:
+    changes = ("objective.terms.0.weight=0.3", "objective.terms.1.term.kind=reverse_kl", "objective.terms.0.term.tail=text")
+    recipe = load_recipe("quickstart", parse_overrides([*changes, "signal.kind=topk", "signal.k=8", *MIXED]))
+    assert isinstance(recipe.objective, Mixture)
+    assert [weighted.weight for weighted in recipe.objective.terms] == [Constant(value=0.3), Constant(value=0.5)]
+    assert [weighted.term for weighted in recipe.objective.terms] == [ForwardKL(tail="text"), ReverseKL()]
+
+
+def test_a_place_of_a_list_can_be_set_whole_and_nothing_given_is_changed() -> None:
+    values: dict[str, Any] = {"a": {"b": [1, {"c": 2}]}}
+    assert apply_overrides(values, {"a.b.0": {"d": 3}, "a.b.1.c": 4}) == {"a": {"b": [{"d": 3}, {"c": 4}]}}
+    assert values == {"a": {"b": [1, {"c": 2}]}}
+    overrides: dict[str, Any] = {"a.b": [{"c": 5}], "a.b.0.c": 6}
+    assert apply_overrides(values, overrides) == {"a": {"b": [{"c": 6}]}}
+    assert overrides == {"a.b": [{"c": 5}], "a.b.0.c": 6}
+    assert apply_overrides({"a": ({"b": 1},)}, {"a.0.b": 2}) == {"a": [{"b": 2}]}
+
+
+def test_a_kind_below_what_is_set_whole_is_set_after_it() -> None:
+    whole = {"signal": {"kind": "topk", "k": 3}, "signal.kind": "sampled", "signal.draws": 5}
+    assert apply_overrides({}, whole) == {"signal": {"kind": "sampled", "draws": 5}}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("objective.terms.2.weight=0.3", "objective.terms.2: objective.terms is a list without a place 2 (it has 0 to 1)"),
+        ("objective.terms.-1.weight=0.3", "a list without a place -1 (it has 0 to 1)"),
+        ("objective.terms.first.weight=0.3", "a list without a place first (it has 0 to 1)"),
+        ("objective.terms.2={weight: 1, term: {kind: ce}}", "objective.terms.2: objective.terms is a list without a place 2"),
+        ("objective.terms.kind=ce", "objective.terms.kind: objective.terms is a list without a place kind"),
+        ("objective.terms.0.weight.share=1", "objective.terms.0.weight holds a value, not keys"),
+        ("objective.terms.1.wieght=1", "objective.terms.1.wieght is not a key; did you mean 'weight'?"),
+    ],
+)
+def test_a_place_that_a_list_does_not_have_is_named(override: str, expected: str) -> None:
+    assert expected in message(*MIXED, override)
+
+
+def test_an_empty_list_has_no_places() -> None:
+    with pytest.raises(SpecError, match=r"a list without a place 0 \(it has none yet\); set a to change it whole"):
+        apply_overrides({"a": []}, {"a.0": 1})
 
 
 def test_numbers_with_an_exponent_are_numbers() -> None:

@@ -108,3 +108,20 @@ def test_a_recipe_says_it_by_overrides_and_its_store_moves(values: dict[str, Any
     assert len(set(paths)) == len(paths)
     with pytest.raises(SpecError, match=r"teacher\.quantisation\.grup is not a key; did you mean 'group'"):
         store(kind, "teacher.quantisation.bits=4", "teacher.quantisation.grup=32")
+
+
+def test_a_recipe_says_it_by_name_as_well(values: dict[str, Any]) -> None:
+    def recipe(*arguments: str) -> Recipe:
+        return parse(Recipe, apply_overrides(values, parse_overrides(arguments)), source="test")
+
+    for name in ("int4-g128", "mxfp4", "gguf-q4_k-all", "bnb-nf4-double"):
+        teacher = recipe(f"teacher.quantisation={name}").teacher
+        assert teacher is not None
+        assert teacher.quantisation == quantisation_named(name)
+    by_keys = recipe("teacher.quantisation={kind: integer, bits: 4, group: 32}")
+    assert recipe("teacher.quantisation=int4-g32") == by_keys
+    assert recipe("teacher.quantisation=null").teacher.quantisation is None  # type: ignore[union-attr]
+    with pytest.raises(
+        SpecError, match=r"^test: teacher\.quantisation: 'int4' names no quantisation; did you mean 'int4-g128'"
+    ):
+        recipe("teacher.quantisation=int4")

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from limbeck.errors import SpecError
+from limbeck.spec.base import Spec, parse
 from limbeck.spec.load import load_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
@@ -95,6 +97,22 @@ def test_where_the_rows_come_from_is_not_in_the_name() -> None:
 def test_fewer_draws_at_least_than_at_most() -> None:
     with pytest.raises(ValidationError, match="min_draws=51 exceeds draws=50"):
         SampledSignal(min_draws=51)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "most", "why"),
+    [
+        (SampledSignal, "draws", 65_536, "a row is stored with 65,536 ids at most; draw fewer"),
+        (HybridSignal, "draws", 65_536, "a row is stored with 65,536 ids at most; draw fewer"),
+        (TopKSignal, "k", 4096, "grow with their square: 4,096 at most; .* signal.kind=dense"),
+        (HybridSignal, "k", 4096, "grow with their square: 4,096 at most"),
+        (TopPSignal, "cap", 4096, "grow with their square: 4,096 at most"),
+    ],
+)
+def test_what_no_row_can_hold_is_refused_before_a_teacher_runs(kind: type[Spec], key: str, most: int, why: str) -> None:
+    assert getattr(parse(kind, {key: most}, source="recipe"), key) == most
+    with pytest.raises(SpecError, match=rf"^recipe: {key}: {most + 1:,} .*{why}"):
+        parse(kind, {key: most + 1}, source="recipe")
 
 
 READABLE = {

@@ -1,5 +1,7 @@
 """Writing stores: interrupted and resumed, refused, and compared with rows made live."""
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal, HardSignal, SampledSignal, Signal, StoredSignal, TopKSignal
 from limbeck.spec.teacher import Context, HuggingFaceTeacher
+from limbeck.study.stores import finish_the_shard
 from limbeck.teachers import cache
-from limbeck.teachers.cache import write_stores
+from limbeck.teachers.cache import Share, write_stores
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
+from limbeck.train.interrupt import Interrupted
 
 CPU = torch.device("cpu")
 CONTEXT = Context(window=48, overlap=16)
@@ -104,6 +108,28 @@ def test_an_interrupted_write_resumes_with_the_same_rows(
     assert counted.calls == shards - 1  # a finished store is not scored again
 
 
+def test_who_is_told_to_stop_writes_the_shard_in_hand(
+    tmp_path: Path, teacher: Teacher, tokens: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `torchrun` does to all processes as soon as one of them is gone."""
+    score = cache.score_documents
+
+    def told(*arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return score(*arguments, **named)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cache, "score_documents", told)
+    share = Share(between_shards=finish_the_shard)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        write_stores(teacher, tokens, {tmp_path: TOPK}, context=CONTEXT, shard_tokens=400, share=share)
+    assert [file.name for file in tmp_path.glob("*.rows")] == ["shard-00000.rows"]
+    assert signal.getsignal(signal.SIGTERM) is handler
+    monkeypatch.setattr(cache, "score_documents", score)
+    write_stores(teacher, tokens, {tmp_path: TOPK}, context=CONTEXT, shard_tokens=400)
+    assert verify(tmp_path).intact
+
+
 def test_a_second_store_is_scored_alone(
     tmp_path: Path, teacher: Teacher, tokens: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,8 +204,9 @@ def test_live_draws_are_the_cached_ones(tmp_path: Path, teacher: Teacher, tokens
             torch.nn.functional.pad(getattr(rows, name), (0, width - rows.ids_TK.shape[1])) for rows in (here, stored)
         )
         assert torch.equal(one, other)
-    # 255 steps over the logarithm of the vocabulary.
-    torch.testing.assert_close(stored.entropy_T, here.entropy_T, rtol=0, atol=np.log(300) / 510 + 1e-5)
+    # 255 steps, fine near zero: off by at most 1.1 % of what is stored and 1/25 more.
+    off_T = (stored.entropy_T - here.entropy_T).abs()
+    assert float((off_T - 0.0111 * (here.entropy_T + 1 / 25)).max()) < 1e-5
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Extending a store: only what is missing is scored, readers see the old store until the new one is whole."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from limbeck.data.token_store import TokenStore, prepare
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import StoreError
 from limbeck.signals.diff import diff
-from limbeck.signals.manifest import is_published
+from limbeck.signals.manifest import is_published, read_manifest
 from limbeck.signals.store import SignalStore, verify
+from limbeck.signals.types import SampledRows
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import HardSignal, SampledSignal, StoredSignal, TopKSignal
@@ -121,12 +123,144 @@ def test_an_interrupted_extension_goes_on_and_is_not_seen(
         reader.rows(name, 0, len(document) - 1, tokens=document)
 
 
+SAMPLED, MORE = SampledSignal(draws=12, keep_top1=True), SampledSignal(draws=40, keep_top1=True)
+
+
+def counts(path: Path, tokens: TokenStore) -> dict[tuple[str, int], Counter[int]]:
+    """How often each id was drawn, of every position."""
+    store, found = SignalStore.open(path), {}
+    for index, name in enumerate(tokens.ids):
+        document = tokens.document(index)
+        rows = store.rows(name, 0, len(document) - 1, tokens=document)
+        assert isinstance(rows, SampledRows)
+        for position, (ids, drawn) in enumerate(zip(rows.ids_TK.tolist(), rows.counts_TK.tolist(), strict=True)):
+            found[name, position] = Counter({ident: count for ident, count in zip(ids, drawn, strict=True) if count})
+    return found
+
+
+def test_more_draws_begin_with_those_that_are_held(
+    tmp_path: Path, teacher: Teacher, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a store that was extended by documents before; new documents and draws may come together."""
+    some, most, every, path = tokens("[0-1].txt"), tokens("[0-4].txt"), tokens("*.txt"), tmp_path / "store"
+    write_stores(teacher, some, {path: SAMPLED}, context=CONTEXT, shard_tokens=100)
+    extend_store(teacher, most, path, signal=SAMPLED, context=CONTEXT, shard_tokens=100)
+    before, shards = counts(path, most), SignalStore.open(path).shard_documents()
+    scored = Scored(monkeypatch)
+    merged = extend_store(teacher, every, path, signal=MORE, context=CONTEXT)
+    assert merged is not None
+    assert merged.documents == len(every)
+    assert sorted(scored.ids) == sorted(every.ids)
+    assert SignalStore.open(path).shard_documents()[: len(shards)] == shards
+    after = counts(path, every)
+    assert {drawn.total() for drawn in before.values()} == {12}
+    assert {drawn.total() for drawn in after.values()} == {40}
+    assert all(before[position] <= after[position] for position in before)
+    write_stores(teacher, every, {tmp_path / "whole": MORE}, context=CONTEXT)
+    assert SignalStore.open(path).identity == SignalStore.open(tmp_path / "whole").identity
+    assert after == counts(tmp_path / "whole", every)
+    assert verify(path).intact
+    assert not (path / cache.EXTENSION).exists()
+    assert extend_store(teacher, every, path, signal=MORE, context=CONTEXT) is None
+
+
+def test_interrupted_draws_go_on_and_are_not_seen(
+    tmp_path: Path, teacher: Teacher, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, every, path = tokens("[0-4].txt"), tokens("*.txt"), tmp_path / "store"
+    write_stores(teacher, few, {path: SAMPLED}, context=CONTEXT, shard_tokens=100)
+    before = (path / "store.json").read_bytes()
+    with monkeypatch.context() as patched:
+        first = Scored(patched, interrupted_at=3)
+        with pytest.raises(KeyboardInterrupt):
+            extend_store(teacher, few, path, signal=MORE, context=CONTEXT)
+    assert (path / "store.json").read_bytes() == before
+    assert SignalStore.open(path).signal == SAMPLED
+    with pytest.raises(StoreError, match=r"extension holds an extension that was begun for other .* or delete that folder"):
+        extend_store(teacher, every, path, signal=SAMPLED, context=CONTEXT)
+    rest = Scored(monkeypatch)
+    extend_store(teacher, few, path, signal=MORE, context=CONTEXT)
+    assert sorted([*first.ids, *rest.ids]) == sorted(few.ids)
+    assert SignalStore.open(path).signal == MORE
+
+
+def killed(*arguments: Any, **named: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("dies_at", ["absorb", "supersede", "remove_superseded", "discard"])
+def test_an_extension_that_is_scored_never_stands_in_the_way(
+    tmp_path: Path, teacher: Teacher, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, dies_at: str
+) -> None:
+    """Killed before, in or after it is made part of the store, the next one brings it in first, whatever it is for."""
+    few, most, every, path = tokens("[0-1].txt"), tokens("[0-3].txt"), tokens("*.txt"), tmp_path / "store"
+    write_stores(teacher, few, {path: SAMPLED}, context=CONTEXT, shard_tokens=100)
+    signal = MORE if dies_at == "supersede" else SAMPLED
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, dies_at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            extend_store(teacher, few if signal == MORE else most, path, signal=signal, context=CONTEXT)
+    assert is_published(path / cache.EXTENSION)
+    assert verify(path).intact
+    scored = Scored(monkeypatch)
+    extend_store(teacher, every, path, signal=signal, context=CONTEXT)
+    assert sorted(scored.ids) == sorted(set(every.ids) - set((few if signal == MORE else most).ids))
+    assert set(SignalStore.open(path).document_ids) == set(every.ids)
+    assert SignalStore.open(path).signal == signal
+    assert verify(path).intact
+    assert sorted(file.name for file in path.iterdir()) == sorted(
+        ["store.json", *(entry["file"] for entry in read_manifest(path)["shards"])]
+    )
+
+
+@pytest.mark.parametrize("removed", ["store.json", "shard-00000.rows"])
+def test_an_extension_half_removed_is_no_obstacle(
+    tmp_path: Path, teacher: Teacher, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    few, most, every, path = tokens("[0-1].txt"), tokens("[0-3].txt"), tokens("*.txt"), tmp_path / "store"
+    write_stores(teacher, few, {path: SAMPLED}, context=CONTEXT)
+
+    def half(folder: Path, **named: Any) -> None:
+        (folder / removed).unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("limbeck.signals.manifest.shutil.rmtree", half)
+        with pytest.raises(KeyboardInterrupt):
+            extend_store(teacher, most, path, signal=SAMPLED, context=CONTEXT)
+    extend_store(teacher, every, path, signal=SAMPLED, context=CONTEXT)
+    assert set(SignalStore.open(path).document_ids) == set(every.ids)
+    assert verify(path).intact
+    assert not (path / cache.EXTENSION).exists()
+
+
+def test_an_extension_begun_for_other_documents_is_named(
+    tmp_path: Path, teacher: Teacher, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, most, every, path = tokens("[0-1].txt"), tokens("[0-3].txt"), tokens("*.txt"), tmp_path / "store"
+    write_stores(teacher, few, {path: TOPK}, context=CONTEXT)
+    with monkeypatch.context() as patched:
+        Scored(patched, interrupted_at=1)
+        with pytest.raises(KeyboardInterrupt):
+            extend_store(teacher, most, path, signal=TOPK, context=CONTEXT)
+    told = r"extension holds an extension that was begun for other documents .* or delete that folder"
+    with pytest.raises(StoreError, match=told):
+        extend_store(teacher, every, path, signal=TOPK, context=CONTEXT)
+    extend_store(teacher, most, path, signal=TOPK, context=CONTEXT)
+    extend_store(teacher, every, path, signal=TOPK, context=CONTEXT)
+    assert verify(path).intact
+
+
 def test_another_teacher_or_signal_cannot_extend(tmp_path: Path, teacher: Teacher, tokens: Tokens) -> None:
     few, every, path = tokens("[0-3].txt"), tokens("*.txt"), tmp_path / "store"
-    write_stores(teacher, few, {path: SampledSignal(draws=5)}, context=CONTEXT)
-    with pytest.raises(StoreError, match=r"signal\.draws: 5 in the store, 9 asked for.*`limbeck cache write` and store=PATH"):
-        extend_store(teacher, every, path, signal=SampledSignal(draws=9), context=CONTEXT)
+    write_stores(teacher, every, {path: SampledSignal(draws=5)}, context=CONTEXT)
+    with pytest.raises(StoreError, match=r"signal\.draws: 5 in the store, 4 asked for.*`limbeck cache write` and store=PATH"):
+        extend_store(teacher, every, path, signal=SampledSignal(draws=4), context=CONTEXT)
+    with pytest.raises(StoreError, match=r"signal\.seed: 0 in the store, 1 asked for"):
+        extend_store(teacher, every, path, signal=SampledSignal(draws=9, seed=1), context=CONTEXT)
     with pytest.raises(StoreError, match=r"context\.window: 48 in the store, 40 asked for"):
         extend_store(teacher, every, path, signal=SampledSignal(draws=5), context=Context(window=40, overlap=16))
+    with pytest.raises(StoreError, match=r"holds 4 documents that the recipe has not .* need the texts of all"):
+        extend_store(teacher, few, path, signal=SampledSignal(draws=9), context=CONTEXT)
     with pytest.raises(StoreError, match="is not a signal store"):
         extend_store(teacher, every, tmp_path / "none", signal=TOPK, context=CONTEXT)

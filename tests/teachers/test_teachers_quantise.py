@@ -1,8 +1,11 @@
 """Quantised teachers: what is rounded and what is not, who says so, and who refuses whose store."""
 
 import importlib.util
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -136,6 +139,248 @@ def test_a_router_that_is_a_linear_layer_stays(tmp_path: Path) -> None:
     names = changed(folder, load(folder, "int4-g32"))
     assert "model.layers.0.mlp.shared_expert.up_proj.weight" in names
     assert not any("gate.weight" in name for name in names)
+
+
+def tiny_of(kind: str, **sizes: Any) -> Any:
+    """A model of transformers by its type's name, random and small."""
+    from transformers import AutoConfig
+
+    common = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **common, **sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1)  # some experts are made empty
+    return model
+
+
+LLAMA4 = {"num_local_experts": 4, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1, "pad_token_id": 0}
+LONGCAT = {"n_routed_experts": 4, "zero_expert_num": 2, "expert_ffn_hidden_size": 48, "ffn_hidden_size": 48, "num_layers": 1}
+LONGCAT |= {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+INKLING = {"moe_intermediate_size": 48, "n_routed_experts": 4, "mlp_layer_types": ["sparse", "sparse"], "head_dim": 8}
+INKLING |= {"num_attention_heads": 4, "num_key_value_heads": 2, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2}
+JETMOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 8, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "name", "transposed"),
+    [
+        ("llama4_text", LLAMA4, "model.layers.1.feed_forward.experts.gate_up_proj", True),  # torch.bmm(x, gate_up_proj)
+        ("llama4_text", LLAMA4, "model.layers.1.feed_forward.experts.down_proj", True),
+        ("longcat_flash", LONGCAT, "model.layers.0.mlp.experts.gate_up_proj", False),  # F.linear(x, gate_up_proj[expert])
+        ("longcat_flash", LONGCAT, "model.layers.0.mlp.experts.down_proj", False),
+        ("jetmoe", JETMOE, "model.layers.1.mlp.input_linear.weight", False),  # F.linear(x, weight[expert])
+        ("jetmoe", JETMOE, "model.layers.1.self_attention.experts.output_linear.weight", False),
+        ("inkling_text", INKLING, "model.layers.1.mlp.shared_experts.up_proj", False),  # torch.bmm(x, up_proj.transpose(1, 2))
+        ("inkling_text", INKLING, "model.layers.1.mlp.shared_experts.down_proj", False),
+        ("recurrent_gemma", {"lru_width": 32}, "model.layers.0.temporal_block.rg_lru.input_gate_weight", True),  # torch.baddbmm
+    ],
+)
+def test_experts_that_do_not_say_how_they_lie_are_rounded_along_their_input(
+    kind: str, sizes: dict[str, Any], name: str, transposed: bool
+) -> None:
+    model = tiny_of(kind, **sizes)
+    before = {key: weight.clone() for key, weight in model.named_parameters()}
+    found = {matrix.name: matrix for matrix in quantising.quantise(model, quantisation_named("int3-row"))}  # type: ignore[arg-type]
+    after = dict(model.named_parameters())
+    for expert, rounded_expert in zip(before[name], after[name], strict=True):
+        expected = rounded(expert.T if transposed else expert, quantisation_named("int3-row"))  # type: ignore[arg-type]
+        assert torch.equal(rounded_expert.T if transposed else rounded_expert, expected)
+    assert found[name].weights == before[name].numel()
+    assert not any(torch.equal(after[key], before[key]) for key in before if ".experts." in key and before[key].ndim == 3)
+    assert all(torch.equal(after[key], before[key]) for key in before if "router" in key)
+
+
+def unloaded(kind: str, **sizes: Any) -> Any:
+    """A model as transformers configures it by default, without weights."""
+    from transformers import AutoConfig
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+
+
+def patterns(names: Any) -> set[str]:
+    return {re.sub(r"\.\d+\.", ".*.", name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("qwen3_next", {"model.layers.*.mlp.shared_expert_gate"}),  # 512 experts, and 2 heads of 256 keys
+        ("longcat_flash", {"model.layers.*.mlp.router.classifier"}),  # 512 experts and 256 that do nothing
+        ("llama4_text", {"model.layers.*.feed_forward.router"}),
+        ("deepseek_v4", set()),  # its routers are no linear layers; its indexer's keys are as wide as experts are many
+        (
+            "zaya",
+            {
+                f"model.layers.*.mlp.gate.{name}"
+                for name in ("down_proj", *(f"router_mlp.{n}" for n in ("fc1", "fc2", "out_proj")))
+            },
+        ),
+        ("llama", set()),
+    ],
+)
+def test_routers_are_known_by_name_as_well_as_by_width(kind: str, expected: set[str]) -> None:
+    model = unloaded(kind, num_hidden_layers=4)
+    assert patterns(quantising.routers(model)) == expected
+
+
+def test_packages_are_told_of_the_same_routers(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    from limbeck.teachers.backends import _kept
+    from limbeck.teachers.files import TeacherFiles
+
+    AutoConfig.for_model("qwen3_next", num_hidden_layers=4).save_pretrained(tmp_path)
+    kept = _kept(TeacherFiles("any", str(tmp_path)))
+    assert patterns(kept) == {"lm_head", "model.embed_tokens", "model.layers.*.mlp.shared_expert_gate"}
+
+
+def test_qwen3_nexts_keys_and_values_are_quantised_and_its_gates_are_not() -> None:
+    found = {matrices.name for matrices in quantising._matrices(unloaded("qwen3_next", num_hidden_layers=4), everything=False)}
+    layer = {"self_attn.k_proj", "self_attn.v_proj", "mlp.shared_expert.up_proj", "mlp.experts.gate_up_proj"}
+    assert {f"model.layers.3.{name}" for name in layer} < found
+    assert not any(name.endswith("gate") for name in found)
+
+
+DBRX = {"n_layers": 1, "d_model": 64, "n_heads": 4, "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "name"),
+    [
+        ("zamba", {}, "mamba.x_proj_weight"),
+        ("xlnet", {}, "rel_attn.q"),
+        (
+            "dbrx",
+            {**DBRX, "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 64}},
+            "experts.mlp.w1",
+        ),  # all experts in one matrix
+    ],
+)
+def test_many_weights_that_nothing_is_known_of_are_refused(kind: str, sizes: dict[str, Any], name: str) -> None:
+    with pytest.raises(TeacherError, match=rf"int4-g32: \w+ keeps \d+% of its weights in [\w.]*{re.escape(name)} and the like"):
+        quantising.check_quantisable(unloaded(kind, **sizes), quantisation_named("int4-g32"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["mamba", "gemma3", "gpt_oss", "qwen3_next", "llama4_text", "gpt2", "mixtral"])
+def test_convolutions_biases_positions_and_routers_are_no_reason_to_refuse(kind: str) -> None:
+    quantising.check_quantisable(unloaded(kind), quantisation_named("int4-g32"))  # type: ignore[arg-type]
+
+
+def of_one_layer(layer: torch.nn.Module) -> Any:
+    class One(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+            self.config = SimpleNamespace(get_text_config=SimpleNamespace)
+
+        def get_input_embeddings(self) -> None:
+            return None
+
+        get_output_embeddings = get_input_embeddings
+
+    return One()
+
+
+def packed(dtype: torch.dtype) -> torch.nn.Module:
+    linear = torch.nn.Linear(64, 32, bias=False)
+    linear.weight = torch.nn.Parameter(torch.zeros(32, 64).to(dtype), requires_grad=False)
+    return linear
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8, torch.int8])
+def test_packed_weights_are_not_rounded_again(dtype: torch.dtype) -> None:
+    """transformers' FP8Linear and bitsandbytes' layers are linear layers whose weights are no floats."""
+    model = of_one_layer(packed(dtype))
+    with pytest.raises(TeacherError, match=rf"int4-g32: layer of One is packed already, as {str(dtype)[6:]}"):
+        quantising.quantise(model, quantisation_named("int4-g32"))  # type: ignore[arg-type]
+
+
+def test_packed_weights_in_a_layer_of_its_own_are_not_passed_over() -> None:
+    """As GPTQ and AWQ keep them: integers in a buffer, the model's head beside them as it was."""
+    layer = torch.nn.Module()
+    layer.register_buffer("qweight", torch.zeros(8, 64, dtype=torch.int32))
+    layer.head = torch.nn.Linear(64, 8)
+    with pytest.raises(TeacherError, match=r"int4-g32: One keeps \d+% of its weights in layer.qweight and the like"):
+        quantising.quantise(of_one_layer(layer), quantisation_named("int4-g32"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", ["gguf-q5_1", "gguf-q4_1", "gguf-q4_0", "gguf-q8_0"])
+def test_weights_beyond_the_scales_are_named_and_not_made_infinite(scheme: str) -> None:
+    """A float16 scale ends at 65504."""
+    linear = torch.nn.Linear(64, 32, bias=False)
+    torch.nn.init.uniform_(linear.weight, -1, 1)
+    with torch.no_grad():
+        linear.weight[3, 5] = 1e8
+    with pytest.raises(TeacherError, match=rf"{scheme}: layer holds weights up to 1e\+08, too large for the scheme's scales"):
+        quantising.quantise(of_one_layer(linear), quantisation_named(scheme))  # type: ignore[arg-type]
+    assert linear.weight.isfinite().all()
+
+
+def test_weights_that_are_not_finite_to_begin_with_are_named() -> None:
+    linear = torch.nn.Linear(64, 32, bias=False)
+    with torch.no_grad():
+        linear.weight[3, 5] = float("nan")
+    with pytest.raises(TeacherError, match="layer holds weights that are not finite before they are rounded"):
+        quantising.quantise(of_one_layer(linear), quantisation_named("int4-g32"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}, "mxfp4"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "gptq 4-bit"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemm"}}, "awq 4-bit"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, "fp8"),
+        ({"quantization_config": {"load_in_4bit": True, "load_in_8bit": False}}, "bitsandbytes 4-bit"),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}, "input_activations": None}},
+                }
+            },
+            "compressed-tensors 8-bit",
+        ),
+        ({"text_config": {"quantization_config": {"quant_method": "gptq", "bits": 3}}}, "gptq 3-bit"),
+        ({"text_config": {}}, "none"),
+        ({}, "none"),
+    ],
+)
+def test_what_a_folder_was_quantised_with_is_known(tmp_path: Path, stated: dict[str, Any], expected: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **stated}), encoding="utf-8")
+    spec = HuggingFaceTeacher(model=str(tmp_path))
+    assert locate(spec).quantisation == expected
+    quantised = locate(HuggingFaceTeacher(model=str(tmp_path), quantisation=quantisation_named("int8-row")))
+    assert quantised.quantisation == ("int8-row" if expected == "none" else f"{expected}, int8-row")
+
+
+def test_what_came_with_the_weights_is_known_once_they_are_here(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hub model nothing is known until it is downloaded."""
+    from limbeck.teachers import files, huggingface
+
+    downloaded: list[bool] = []
+    original = huggingface._loaded
+    monkeypatch.setattr(huggingface, "_loaded", lambda *given, **named: downloaded.append(True) or original(*given, **named))
+    stated = {"quantization_config": {"quant_method": "fp8"}}
+    monkeypatch.setattr(files, "read_config", lambda files: stated if downloaded else None)
+    assert load(teacher_folder, None).identity["quantisation"] == "fp8"
+
+
+def test_a_config_that_is_no_json_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(TeacherError, match=r"config\.json is no valid JSON"):
+        locate(HuggingFaceTeacher(model=str(tmp_path)))
+
+
+def test_an_error_without_words_is_one_line_all_the_same(teacher_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any, **named: Any) -> Any:
+        raise RuntimeError
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(TeacherError, match=r"cannot be loaded from .*: RuntimeError$"):
+        load(teacher_folder, None)
 
 
 def test_gpt2s_layers_are_rounded_along_their_input(tmp_path: Path) -> None:

@@ -55,3 +55,29 @@ def forgets_the_mean(statistics: HeadStatistics, target: SparseTarget) -> Tensor
 
 def is_never_at_rest(statistics: HeadStatistics, target: SparseTarget) -> Tensor:
     return -(target.probs_TK * _log_q(statistics)).sum(-1)
+
+
+def has_the_wrong_sign(statistics: HeadStatistics, target: SparseTarget) -> Tensor:
+    return -is_never_at_rest(statistics, target)
+
+
+def says_nothing(statistics: HeadStatistics, target: SparseTarget) -> Tensor:
+    return 0 * statistics.lse_T
+
+
+def subtracts_itself(statistics: HeadStatistics, target: SparseTarget) -> Tensor:
+    """A gradient of rounding errors: the student's probabilities of all ids always sum to 1."""
+    return torch.where(target.probs_TK > 0, _log_q(statistics).exp(), 0).sum(-1)
+
+
+def stumbles(statistics: HeadStatistics, target: SparseTarget) -> Tensor:
+    return statistics.lse_T + target.no_such_field
+
+
+def wants_the_text(statistics: HeadStatistics, target: SparseTarget, labels_T: Tensor) -> Tensor:
+    return statistics.lse_T
+
+
+def is_wrong_on_dense(statistics: HeadStatistics, target: SparseTarget | None) -> Tensor:
+    assert statistics.expected_T is not None
+    return statistics.expected_T - statistics.lse_T

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from limbeck.errors import SpecError
-from limbeck.spec.objective import CrossEntropy, Custom, ForwardKL, Mixture
-from limbeck.spec.signal import SampledSignal, TopKSignal
+from limbeck.spec.objective import CrossEntropy, Custom, ForwardKL, Mixture, Objective, ReverseKL
+from limbeck.spec.signal import DenseSignal, SampledSignal, Signal, TopKSignal, TopPSignal
 from limbeck.testing import Claims, ConformanceError, Plain, check_objective
 
 TOPK = TopKSignal(k=6)
@@ -56,9 +56,47 @@ def test_a_wrong_twin_is_not_believed() -> None:
         check_objective(CrossEntropy(), twin=of_other_text)
 
 
-def test_a_loss_without_a_value_for_each_position_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"forgets_the_mean returned the shape \(\) for"):
-        check_objective(custom("forgets_the_mean"), signal=TOPK)
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("forgets_the_mean", r"returned the shape \(\) for 17 positions"),
+        ("stumbles", r"raised AttributeError at faulty_losses\.py:\d+ \("),
+        ("wants_the_text", "raised TypeError"),
+    ],
+)
+def test_a_loss_without_a_value_for_each_position_is_refused(name: str, found: str) -> None:
+    with pytest.raises(ConformanceError, match=rf"^a loss for each position: objective\.function=faulty_losses:{name} {found}"):
+        check_objective(custom(name), signal=TOPK)
+
+
+@pytest.mark.parametrize(
+    ("name", "signal", "rule"),
+    [
+        ("has_the_wrong_sign", TOPK, r"towards the teacher: -0\.99.* nats near the teacher, -5\.8"),
+        ("has_the_wrong_sign", TopPSignal(p=0.9, cap=9), "towards the teacher"),
+        ("is_wrong_on_dense", DenseSignal(), "towards the teacher"),
+        ("says_nothing", TOPK, "pull: the gradient at the logits is 0"),
+        ("subtracts_itself", WHOLE, "pull: the gradient at the logits is"),
+    ],
+)
+def test_a_loss_that_would_not_teach_is_refused_without_claims(name: str, signal: Signal, rule: str) -> None:
+    with pytest.raises(ConformanceError, match=rf"^{rule}"):
+        check_objective(custom(name), signal=signal)
+
+
+@pytest.mark.parametrize(
+    ("objective", "signal"),
+    [(ReverseKL(form="stop_gradient"), TopKSignal(k=2)), (CrossEntropy(z_loss_weight=1.0), TOPK)],
+)
+def test_ours_that_are_no_distance_do_not_claim_to_be(objective: Objective, signal: Signal) -> None:
+    assert "towards the teacher" not in check_objective(objective, signal=signal).checks
+
+
+def test_a_term_that_is_no_distance_can_say_so() -> None:
+    claims = Claims(zero_at_teacher=False, hears_misalignment=False, prefers_its_teacher=False)
+    report = check_objective(custom("has_the_wrong_sign"), signal=TOPK, claims=claims)
+    assert "towards the teacher" not in report.checks
+    assert "pull" in report.checks
 
 
 @pytest.mark.parametrize("function", ["no_such_module:loss", "faulty_losses:absent"])

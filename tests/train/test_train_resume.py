@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,8 @@ def test_ctrl_c_in_the_last_step_stops_nothing(values: dict[str, Any], monkeypat
 def test_a_second_ctrl_c_stops_at_once(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def twice() -> None:
         press_ctrl_c()
+        while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # two at once would be one
+            time.sleep(0.01)
         press_ctrl_c()
 
     at_step(4, twice, monkeypatch)

@@ -28,7 +28,8 @@ StorePath = Annotated[str, typer.Argument(help="The folder of a signal store, or
 def write(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Let the recipe's teacher read the training documents and store its signal. Resumes what an earlier call left.
 
-    Under `torchrun` all processes share the work. With store=URL the store is published there when it is complete.
+    Under `torchrun` all processes share the work. With store=URL the store is published there when it is complete; processes on
+    several machines then need a LIMBECK_CACHE that they share.
     """
     from limbeck.signals.places import info_at
     from limbeck.study.stores import write_recipe_stores
@@ -50,7 +51,7 @@ def info(store: StorePath, as_json: Json = False) -> None:
 
 @app.command("verify")
 def verify(store: StorePath, as_json: Json = False) -> None:
-    """Read every byte of a store and compare it with its checksums."""
+    """Read every byte of a store, where it lies, and compare it with its checksums."""
     from limbeck.signals.store import verify as verify_store
 
     with _showing(f"verifying {store}") as show:
@@ -115,7 +116,10 @@ def fidelity(
 
 @app.command("extend")
 def extend(store: StorePath, recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Score the recipe's training documents that a store lacks and make them part of it; readers see it as it was till then."""
+    """Score the recipe's training documents that a store lacks and make them part of it; readers see it as it was till then.
+
+    With a larger signal.draws all documents get more draws, of which the first are those that the store holds.
+    """
     from limbeck.paths import is_remote
     from limbeck.study.stores import extend_recipe_store
 
@@ -140,12 +144,11 @@ def merge(
     """One store of the documents of several. A document in more than one is kept once; rows that differ are an error."""
     from limbeck.paths import is_remote
     from limbeck.signals.merge import merge as unite
-    from limbeck.signals.remote import outgoing_folder, upload
+    from limbeck.signals.remote import outgoing_folder, publish
 
-    folder = outgoing_folder(output)
-    merged = unite(stores, folder, keep_first=keep_first)
+    merged = unite(stores, outgoing_folder(output), keep_first=keep_first)
     if is_remote(output):
-        upload(folder, output)
+        publish(output)
     _show_merged(merged, path=output, as_json=as_json)
 
 

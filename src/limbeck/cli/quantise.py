@@ -8,7 +8,8 @@ import typer
 
 from limbeck.cli.arguments import Json, Overrides, RecipeName
 from limbeck.cli.output import emit, human, table
-from limbeck.errors import SpecError
+from limbeck.errors import SpecError, TeacherError
+from limbeck.paths import require_writable
 from limbeck.spec.data import FileTexts, Texts
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.quantisation import quantisation_named
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from limbeck.report.statistics import Estimate
 
 DEFAULT_SCHEMES = ("bfloat16", "int8-row-sym", "int4-g128", "int4-g32", "fp8-row", "nf4-g64", "mxfp4", "gguf-q4_k")
+ENDINGS = (".svg", ".png")
 Schemes = Annotated[
     list[str] | None,
     typer.Option(
@@ -42,20 +44,27 @@ def quantise(
     """A table of the recipe's teacher under several quantisations, on its held-out documents.
 
     Bits per byte, KL from the unquantised teacher, flipped top-1, entropy, calibration, the end token, speed and size.
-    Quantised teachers compute in the recipe's teacher.dtype; what that costs alone is in the row of the dtype.
+    Quantised teachers compute in the recipe's teacher.dtype; what that costs alone is in the row of the dtype. Where one can't
+    be measured, the line below says why, and the exit code is 1.
     """
     chosen = load_recipe(recipe, parse_overrides(overrides or []))
     if chosen.teacher is None:
         raise SpecError(f"{recipe}: there is no teacher to quantise: set teacher.kind")
     if reference not in get_args(DType):
         raise SpecError(f"--reference={reference} is not one of {', '.join(get_args(DType))}")
+    drawn = _figures(figure) if figure is not None else []
     full = chosen.teacher.model_copy(update={"quantisation": None, "dtype": reference})
     arms = {name: _arm(name, chosen.teacher) for name in scheme or DEFAULT_SCHEMES}
     if chosen.teacher.quantisation is not None:
         arms[chosen.teacher.quantisation.slug] = chosen.teacher
     found = _measure(chosen, full, arms, texts=FileTexts(paths=tuple(texts)) if texts else chosen.data.heldout)
-    drawn = _draw(found, figure) if figure is not None else []
-    emit({**asdict(found), "figures": drawn}, as_json=as_json, lines=[*_lines(found), *(f"figure: {path}" for path in drawn)])
+    shown = [*_lines(found), *(f"figure: {path}" for path in drawn)]
+    emit({**asdict(found), "figures": [str(path) for path in drawn]}, as_json=as_json, lines=shown)
+    if figure is not None:
+        _draw(found, figure)
+    if found.failed:
+        names = ", ".join(each.name for each in found.failed)
+        raise TeacherError(f"{len(found.failed)} of {len(arms)} schemes could not be measured: {names}")
 
 
 def _arm(name: str, teacher: Teacher) -> Teacher:
@@ -79,20 +88,35 @@ def _measure(recipe: Recipe, reference: Teacher, arms: dict[str, Teacher], *, te
     return compare(reference, arms, store=store, ends=whole_text_ends(texts), device=pick_device(recipe.device))
 
 
-def _draw(found: "Table", path: Path) -> list[str]:
+def _figures(figure: Path) -> list[Path]:
+    """The files to draw; `LimbeckError` before anything is measured where they can't be written."""
+    paths = [_stem(figure).with_name(f"{_stem(figure).name}{ending}") for ending in ENDINGS]
+    for path in paths:
+        require_writable(path)
+    return paths
+
+
+def _stem(figure: Path) -> Path:
+    """Without the ending of a figure; any other dot is part of the name (`llama-3.2`)."""
+    return figure.with_suffix("") if figure.suffix in ENDINGS else figure
+
+
+def _draw(found: "Table", figure: Path) -> None:
     from limbeck.drawing import write_figure
     from limbeck.evals.quantisation_figure import forest
 
     draw, size = forest(found)
-    return [str(each) for each in write_figure(draw, path.with_suffix(""), size=size)]
+    write_figure(draw, _stem(figure), size=size)
 
 
 def _lines(found: "Table") -> list[str]:
     headers = ["scheme", "dtype", "BPB", "Δ BPB", "KL nats", "95%", "p99", "flips", "Δ entropy", "ECE", "ECE to ref"]
-    headers += ["end log p", "Δ end", "tokens/s", "weights"]
+    headers += ["end log p", "Δ end", "tokens/s", "weights", "quantised"]
     lines = table(headers, [_cells(row) for row in found.rows])
+    lines += [f"{each.name}: not measured: {each.why}" for each in found.failed]
     lines.append(f"{found.tokens:,} positions of {found.documents} documents, of which {found.ends} end a whole text")
-    lines.append("~: simulated: the weights are rounded, the speed is full precision's, the size that of packed weights")
+    lines.append("~: simulated: the weights are rounded, the speed is full precision's, the size that of packed ones or a file")
+    lines.append("quantised: the share of all parameters that was quantised when the teacher was loaded")
     if found.reference_was_quantised is not None:
         lines.append(
             f"note: the reference's own weights come from {found.reference_was_quantised}: a scheme with the same grid costs "
@@ -124,4 +148,5 @@ def _cells(row: "Comparison") -> list[str]:
         of(row.end_log_change_nats, "+.3f"),
         f"{row.tokens_per_second:,.0f}",
         human(row.weights_bytes, "B"),
+        of(row.quantised_share, ".1%"),
     ]

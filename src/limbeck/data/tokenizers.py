@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.errors import DataError
+from limbeck.errors import DataError, first_line
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def load_tokenizer(folder: str, *, revision: str | None = None, trust_remote_cod
     try:
         backend = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise DataError(f"no tokenizer can be loaded from {folder}: {str(error).strip().splitlines()[0]}") from error
+        raise DataError(f"no tokenizer can be loaded from {folder}: {first_line(error)}") from error
     end_id = backend.eos_token_id
     if end_id is None:
         raise DataError(f"the tokenizer of {folder} has no end-of-sequence token, so documents cannot be told apart")

@@ -2,13 +2,14 @@
 
 The reference's last hidden states are kept (see `limbeck.evals.reference`); its distributions are made from them again, a few
 hundred positions at a time, beside each scheme's, so that no [tokens, vocabulary] is ever held. A model is loaded when its turn
-comes and dropped after it. Legend: R rows at hand, N all rows of the documents, D documents, V vocabulary.
+comes and dropped before the next one. Legend: R rows at hand, N all rows of the documents, D documents, V vocabulary.
 """
 
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,12 +24,10 @@ from limbeck.evals.reference import Reference, reads_alike, teacher_reference
 from limbeck.progress import progress
 from limbeck.report.statistics import Estimate, ratio_estimate
 from limbeck.spec.data import Texts
-from limbeck.spec.quantisation import BitsAndBytesQuantisation, TorchAOQuantisation
-from limbeck.spec.teacher import Context
+from limbeck.spec.teacher import Context, GGUFTeacher
 from limbeck.spec.teacher import Teacher as TeacherSpec
-from limbeck.teachers.backends import package_version
-from limbeck.teachers.files import locate
-from limbeck.teachers.huggingface import Teacher, load_teacher
+from limbeck.teachers.files import locate, read_config
+from limbeck.teachers.huggingface import Teacher, check_teacher, load_teacher
 from limbeck.teachers.score import passages, score_logits
 
 Array = NDArray[np.float64]
@@ -42,7 +41,8 @@ class Comparison:
     quantisation: str
     dtype: str
     simulated: bool
-    """Whether speed is that of full precision, and the bytes those of packed weights that are not really packed."""
+    """Whether speed is that of full precision, and the bytes those of packed weights that are not really packed (or of the GGUF
+    file that was dequantised)."""
     bits_per_byte: float
     bits_per_byte_change: Estimate
     kl_nats: Estimate
@@ -65,8 +65,16 @@ class Comparison:
     tokens_per_second: float
     """Reading, the head included."""
     weights_bytes: float
-    quantised_share: float
-    """Of all parameters."""
+    quantised_share: float | None
+    """Of all parameters, what was quantised when the teacher was loaded. None for a GGUF file."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A scheme that could not be measured."""
+
+    name: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class Table:
     """Documents that are the end of a whole text."""
     reference_was_quantised: str | None
     """What the reference's own file had been quantised with, which schemes with a like grid then cost little; None: nothing."""
+    failed: tuple[Failed, ...] = ()
 
 
 def compare(
@@ -87,22 +96,24 @@ def compare(
 ) -> Table:
     """Hold every arm against the reference on the documents of a token store; `ends` are ids of documents that end a text.
 
-    All read with the reference's context. `LimbeckError` where an arm reads other tokens, or a head is more than one matrix.
+    All read with the reference's context. Before anything is read: `LimbeckError` where an arm has other tokens or another
+    vocabulary, `TeacherError` where its package, its device or its shapes don't allow the scheme. An arm with a `TeacherError`
+    later on is one of the `failed`; the reference's own is raised, also where its head is more than one matrix.
     """
     for name, spec in arms.items():
-        _check(name, spec, reference, store)
+        _check(name, spec, reference, store, device=device)
     known = teacher_reference(reference, store, device=device)
     if known is None:
         raise TeacherError(
             f"teacher {locate(reference).name} has no plain head, so its distributions cannot be kept to compare"
         )
-    rows = []
-    for name, spec in {"reference": reference, **arms}.items():
-        teacher = load_teacher(spec, device=device)
-        if teacher.vocab_size != len(known.head_VE):
-            raise LimbeckError(f"{name} has {teacher.vocab_size} logits and {known.teacher} has {len(known.head_VE)}")
-        positions = _read(teacher, known, store, context=reference.context, title=name)
-        rows.append(_compared(name, spec, teacher, positions, store, ends=ends))
+    rows = [_measured("reference", reference, reference, known, store, ends=ends, device=device)]
+    failed = []
+    for name, spec in arms.items():
+        try:
+            rows.append(_measured(name, spec, reference, known, store, ends=ends, device=device))
+        except TeacherError as error:
+            failed.append(Failed(name, str(error)))
     of_file = locate(reference).quantisation
     return Table(
         rows=tuple(rows),
@@ -110,16 +121,58 @@ def compare(
         documents=len(store),
         ends=len(ends & set(store.ids)),
         reference_was_quantised=None if of_file == "none" else of_file,
+        failed=tuple(failed),
     )
 
 
-def _check(name: str, spec: TeacherSpec, reference: TeacherSpec, store: TokenStore) -> None:
-    """Whatever can be wrong with an arm before anything is read: its files, its package, its tokenizer."""
-    if isinstance(spec.quantisation, BitsAndBytesQuantisation | TorchAOQuantisation):
-        package_version(spec.quantisation)
+def _check(name: str, spec: TeacherSpec, reference: TeacherSpec, store: TokenStore, *, device: torch.device) -> None:
+    """Whatever can be wrong with an arm before anything is read: its files, package, device, shapes, tokenizer, vocabulary."""
+    try:
+        check_teacher(spec, device=device)
+    except TeacherError as error:
+        raise TeacherError(f"{name}: {error}") from error
     if not reads_alike(locate(spec), store):
         other = reference.model_slug
         raise LimbeckError(f"{name} has another tokenizer than {other}: their distributions cannot be compared")
+    ours, theirs = _vocabulary(spec), _vocabulary(reference)
+    if None not in (ours, theirs) and ours != theirs:
+        raise LimbeckError(f"{name} has {ours} logits and {reference.model_slug} has {theirs}: they cannot be compared")
+
+
+def _vocabulary(spec: TeacherSpec) -> int | None:
+    """Logits by the config.json; None where that is not on this machine."""
+    config = read_config(locate(spec)) or {}
+    size: int | None = (config.get("text_config") or config).get("vocab_size")
+    return size
+
+
+def _measured(
+    name: str,
+    spec: TeacherSpec,
+    reference: TeacherSpec,
+    known: Reference,
+    store: TokenStore,
+    *,
+    ends: frozenset[str],
+    device: torch.device,
+) -> Comparison:
+    """One row. The teacher lives in here alone, so that it is freed before the next one is loaded."""
+    teacher = load_teacher(spec, device=device)
+    if teacher.vocab_size != len(known.head_VE):
+        raise TeacherError(f"{name} has {teacher.vocab_size} logits and {known.teacher} has {len(known.head_VE)}")
+    positions = _read(teacher, known, store, context=reference.context, title=name)
+    row = _compared(name, spec, teacher, positions, store, ends=ends)
+    path = _file_arm(name, spec, reference)
+    if path is None:
+        return row
+    return replace(row, simulated=True, weights_bytes=path.stat().st_size, quantised_share=None)
+
+
+def _file_arm(name: str, spec: TeacherSpec, reference: TeacherSpec) -> Path | None:
+    """The GGUF file that an arm stands for, when it is not another dtype of the reference: its weights are dequantised."""
+    if not isinstance(spec, GGUFTeacher) or spec.quantisation is not None:
+        return None
+    return Path(spec.path) if name.endswith(".gguf") or locate(spec).model != locate(reference).model else None
 
 
 def whole_text_ends(texts: Texts) -> frozenset[str]:

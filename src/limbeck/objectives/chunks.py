@@ -3,7 +3,8 @@
 Memory beside the inputs and their gradients, in chunks of float32 logits: the student's softmax at each temperature (1, or 2
 where cross-entropy is at another temperature than the signal), 1/2 for its logits in bfloat16 or with two temperatures 1 in
 float32; a dense teacher adds 1 for its probabilities and 1/2 (bfloat16) or 1 (float32) for its logits, whatever the divergence,
-whose passes work in blocks of at most `PAIR_BLOCK_ELEMENTS`.
+whose passes work in blocks of at most `PAIR_BLOCK_ELEMENTS`. A softcap adds 1 for float32 logits at one temperature, which else
+the softmax overwrites.
 
 Shapes: C positions of a chunk, B of a block, V vocabulary, D student's width, E teacher's width, K ids of a position.
 """
@@ -24,6 +25,9 @@ CHUNK_ELEMENTS = 2**25
 
 CPU_BLOCK_ELEMENTS = 2**21
 """Logits that elementwise passes visit together on a CPU: 8 MB in float32 stay in its cache from one pass to the next."""
+
+_HEAD_PARTS = 4
+"""The head's gradient is added up in so many parts where products are narrower than sums: each part is formed beside it."""
 
 PAIR_BLOCK_ELEMENTS = 2**22
 """Logits whose divergence from a dense teacher is taken at once: its half dozen intermediate results are this large each."""
@@ -64,6 +68,7 @@ class Chunks:
         chunk_tokens: int | None,
         dtype: torch.dtype,
         divergences: tuple[PairTerm, ...] = (),
+        softcap: float | None = None,
     ) -> None:
         self.hidden_TD, self.head_VD = hidden_TD.detach().to(dtype), head_VD.detach().to(dtype)
         self.ids_TK, self.temperatures = ids_TK, temperatures
@@ -74,10 +79,10 @@ class Chunks:
         shape, device = (self.chunk, vocabulary), hidden_TD.device
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.softmaxes = [torch.empty(shape, dtype=self.dtype, device=device) for _ in temperatures]
-        # With one temperature and no change of dtype, the softmax overwrites the logits.
-        in_place = len(temperatures) == 1 and dtype == self.dtype
+        # With one temperature and no change of dtype, the softmax overwrites the logits; a softcap's slope is read off them.
+        in_place = len(temperatures) == 1 and dtype == self.dtype and softcap is None
         self.logits_CV = self.softmaxes[0] if in_place else torch.empty(shape, dtype=dtype, device=device)
-        self.teacher, self.divergences = teacher, divergences
+        self.teacher, self.divergences, self.softcap = teacher, divergences, softcap
         self.pair_block = max(1, min(self.block, PAIR_BLOCK_ELEMENTS // vocabulary))
         assert teacher is not None or not divergences, "without a dense teacher there is nothing to diverge from"
         if teacher is not None:
@@ -91,6 +96,9 @@ class Chunks:
     def statistics(self, rows: slice) -> RawStatistics:
         size = rows.stop - rows.start
         logits_CV = torch.mm(self.hidden_TD[rows], self.head_VD.T, out=self.logits_CV[:size])
+        if self.softcap is not None:
+            for block_BV in logits_CV.split(self.block):
+                block_BV.div_(self.softcap).tanh_().mul_(self.softcap)
         logits_CK = logits_CV.gather(1, self.ids_TK[rows]).to(self.dtype)
         expected_C, entropy_C = self._teacher_statistics(rows)
         lse = []
@@ -157,6 +165,9 @@ class Chunks:
             self._add_block_gradient(weighted, rows, block, others[1:])
             if gathered_CK is not None:
                 weighted[0][0][block].scatter_add_(1, self.ids_TK[rows][block], gathered_CK[block])
+            if self.softcap is not None:  # d c tanh(z / c) / d z = 1 - tanh^2
+                slope_BV = (self.logits_CV[block].to(self.dtype) / self.softcap).square_().neg_().add_(1)
+                weighted[0][0][block].mul_(slope_BV)
             _copy(weighted[0][0][block], out=self.logits_CV[block])
         return self.logits_CV[:size]
 
@@ -187,10 +198,12 @@ class Gradients:
     def __init__(self, hidden_TD: Tensor, head_VD: Tensor, chunks: Chunks) -> None:
         self.chunks = chunks
         self.hidden_TD = torch.empty_like(chunks.hidden_TD) if hidden_TD.requires_grad else None
-        self.head_VD = torch.zeros_like(chunks.head_VD, dtype=chunks.dtype) if head_VD.requires_grad else None
-        self.part_VD = None
+        self.head_VD = torch.empty_like(chunks.head_VD, dtype=chunks.dtype) if head_VD.requires_grad else None
+        self.is_empty = True
+        self.part_vocabulary = -(-len(head_VD) // _HEAD_PARTS)
+        self.part_PD = None
         if self.head_VD is not None and chunks.head_VD.dtype != chunks.dtype:
-            self.part_VD = torch.empty_like(chunks.head_VD)
+            self.part_PD = torch.empty_like(chunks.head_VD[: self.part_vocabulary])
 
     def add(self, rows: slice, logits_CV: Tensor) -> None:
         """`logits_CV` is the gradient of the logits of `rows`."""
@@ -199,13 +212,24 @@ class Gradients:
             torch.mm(logits_CV, self.chunks.head_VD, out=self.hidden_TD[rows])
         if self.head_VD is None:
             return
-        if self.part_VD is None:
-            self.head_VD.addmm_(logits_CV.T, hidden_CD)
+        if self.part_PD is None:
+            self.head_VD.addmm_(logits_CV.T, hidden_CD, beta=0 if self.is_empty else 1)
+        else:
+            for start in range(0, len(self.head_VD), self.part_vocabulary):
+                self._add_part(slice(start, start + self.part_vocabulary), logits_CV, hidden_CD)
+        self.is_empty = False
+
+    def _add_part(self, vocabulary: slice, logits_CV: Tensor, hidden_CD: Tensor) -> None:
+        """The product in bfloat16, on a part of the vocabulary, into the float32 sum."""
+        assert self.head_VD is not None and self.part_PD is not None
+        total_PD = self.head_VD[vocabulary]
+        part_PD = torch.mm(logits_CV[:, vocabulary].T, hidden_CD, out=self.part_PD[: len(total_PD)])
+        if self.is_empty:
+            total_PD.copy_(part_PD)
             return
-        torch.mm(logits_CV.T, hidden_CD, out=self.part_VD)
-        # By parts: adding bfloat16 to float32 on a CPU makes a float32 copy of the addend, which must stay small.
-        rows_per_part = CPU_BLOCK_ELEMENTS // 2 // hidden_CD.shape[1] if hidden_CD.device.type == "cpu" else len(self.head_VD)
-        for total, part in zip(self.head_VD.split(rows_per_part), self.part_VD.split(rows_per_part), strict=True):
+        # By blocks: adding bfloat16 to float32 on a CPU makes a float32 copy of the addend, which must stay small.
+        rows = CPU_BLOCK_ELEMENTS // 2 // hidden_CD.shape[1] if hidden_CD.device.type == "cpu" else len(total_PD)
+        for total, part in zip(total_PD.split(rows), part_PD.split(rows), strict=True):
             total.add_(part)
 
 

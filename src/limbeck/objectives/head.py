@@ -69,11 +69,14 @@ def head_loss(
     temperatures: tuple[float, ...] = (1.0,),
     teacher: DenseRows | None = None,
     divergences: tuple[PairTerm, ...] = (),
+    softcap: float | None = None,
     chunk_tokens: int | None = None,
 ) -> LossSums:
     """Sum of `per_token` over all chunks; its gradients are formed here, and `backward` only scales them, once.
 
     `divergences` from a dense teacher are taken at the last temperature; their label share goes to the first id of a position.
+
+    `softcap` c makes the student's logits z into c tanh(z / c), before any temperature.
 
     `per_token` is called with the statistics of each chunk, one for each temperature, and the chunk's slice of positions. It
     may differentiate through nothing but the statistics. Under `torch.no_grad` the gradient work is left out.
@@ -81,6 +84,7 @@ def head_loss(
     options: dict[str, Any] = {
         "teacher": _in_product_dtype(teacher),
         "divergences": divergences,
+        "softcap": softcap,
         "chunk_tokens": chunk_tokens,
         "dtype": _product_dtype(hidden_TD),
     }
@@ -102,10 +106,11 @@ def head_statistics(
     ids_TK: Tensor,
     temperatures: tuple[float, ...] = (1.0,),
     teacher: DenseRows | None = None,
+    softcap: float | None = None,
     chunk_tokens: int | None = None,
 ) -> tuple[HeadStatistics, ...]:
     """The statistics of all positions at each temperature, differentiable with respect to hidden states and head."""
-    options = temperatures, _in_product_dtype(teacher), chunk_tokens, _product_dtype(hidden_TD)
+    options = temperatures, _in_product_dtype(teacher), softcap, chunk_tokens, _product_dtype(hidden_TD)
     *lse, logits_TK, expected_T, entropy_T = _Statistics.apply(hidden_TD, head_VD, ids_TK, *options)
     return _at(RawStatistics(tuple(lse), logits_TK, expected_T, entropy_T), temperatures)
 
@@ -163,6 +168,7 @@ class _Statistics(torch.autograd.Function):
         ids_TK: Tensor,
         temperatures: tuple[float, ...],
         teacher: DenseRows | None,
+        softcap: float | None,
         chunk_tokens: int | None,
         dtype: torch.dtype,
     ) -> tuple[Tensor | None, ...]:
@@ -171,6 +177,7 @@ class _Statistics(torch.autograd.Function):
             "ids_TK": ids_TK,
             "temperatures": temperatures,
             "teacher": teacher,
+            "softcap": softcap,
             "chunk_tokens": chunk_tokens,
             "dtype": dtype,
         }
@@ -201,7 +208,7 @@ class _Statistics(torch.autograd.Function):
                 gradients.add(rows, chunks.logit_gradient(rows, parts))
         d_hidden_TD = None if gradients.hidden_TD is None else gradients.hidden_TD.to(hidden_TD.dtype)
         d_head_VD = None if gradients.head_VD is None else gradients.head_VD.to(head_VD.dtype)
-        return d_hidden_TD, d_head_VD, None, None, None, None, None
+        return d_hidden_TD, d_head_VD, None, None, None, None, None, None
 
 
 def _product_dtype(hidden_TD: Tensor) -> torch.dtype:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from limbeck.objectives.head import HeadStatistics, LossSums, head_loss
 from limbeck.objectives.hidden import hidden_distance
-from limbeck.objectives.parts import Seen, label_cross_entropy, parts_of
+from limbeck.objectives.parts import Seen, label_cross_entropy, parts_of, unused
 from limbeck.objectives.schedule import Moment, weight_at
 from limbeck.objectives.teacher import TeacherView, check_rows, teacher_view
 from limbeck.signals.types import SignalRows
@@ -30,7 +30,6 @@ from limbeck.spec.objective import (
     PairTerm,
     ReverseKL,
     SkewKL,
-    WeightedTerm,
     terms,
 )
 from limbeck.spec.weight import Balanced
@@ -62,6 +61,7 @@ def objective_loss(
     projection: nn.Module | None = None,
     mask_T: Tensor | None = None,
     normaliser: float | Tensor | None = None,
+    softcap: float | None = None,
     chunk_tokens: int | None = None,
 ) -> LossOutput:
     """The loss of `objective` where hidden_TD[t] predicts targets_T[t] and `rows[t]` is the teacher's view of it.
@@ -69,7 +69,7 @@ def objective_loss(
     `temperature` is the signal's; `moment` is what scheduled weights depend on; `projection` takes the student's hidden states
     to the teacher's width (`limbeck.objectives.hidden`). `mask_T` is True where a position counts. `normaliser` is the number
     of counted positions of the whole global batch, so that the losses of its micro-batches and ranks add up to its mean; None:
-    of this batch. `chunk_tokens` bounds the memory and changes nothing else.
+    of this batch. `softcap` is the student's (`head_loss`). `chunk_tokens` bounds the memory and changes nothing else.
     """
     check_rows(objective, rows)
     _warn_of_biases(objective)
@@ -85,6 +85,7 @@ def objective_loss(
         teacher=teacher,
         temperature=temperature if rows is not None else 1.0,
         moment=moment,
+        softcap=softcap,
         chunk_tokens=chunk_tokens,
     )
     sums = _with_hidden_states(objective, sums, hidden_TD=hidden_TD, teacher=teacher, moment=moment, projection=projection)
@@ -102,6 +103,7 @@ def _logit_loss(
     teacher: TeacherView,
     temperature: float,
     moment: Moment,
+    softcap: float | None,
     chunk_tokens: int | None,
 ) -> LossSums:
     """The sum over positions of all parts that read logits."""
@@ -124,6 +126,7 @@ def _logit_loss(
         temperatures=(1.0, temperature) if temperature != 1.0 else (1.0,),
         teacher=teacher.dense,
         divergences=asked,
+        softcap=softcap,
         chunk_tokens=chunk_tokens,
     )
 
@@ -163,31 +166,36 @@ def _with_hidden_states(
     moment: Moment,
     projection: nn.Module | None,
 ) -> LossSums:
-    """The sums with those of the hidden-state terms; balanced ones last, as large as all before them."""
-    found = [weighted for weighted in terms(objective) if isinstance(weighted.term, HiddenStates)]
-    for weighted in sorted(found, key=lambda each: isinstance(each.weight, Balanced)):
-        sums = _add_hidden(weighted, sums, hidden_TD=hidden_TD, teacher=teacher, moment=moment, projection=projection)
-    return sums
+    """The sums with those of the hidden-state terms; balanced ones last, each as large as all that are not balanced."""
+    report = dict(sums.report)
+    plain: list[tuple[float, Tensor]] = []
+    balanced: list[tuple[float, Tensor]] = []
+    for weighted in terms(objective):
+        if not isinstance(weighted.term, HiddenStates):
+            continue
+        distance = _distance(weighted.term, hidden_TD=hidden_TD, teacher=teacher, projection=projection)
+        report[unused(f"hidden_{weighted.term.distance}", report)] = distance.detach()
+        group = balanced if isinstance(weighted.weight, Balanced) else plain
+        group.append((weight_at(weighted.weight, moment), distance))
+    loss = sums.loss
+    for weight, distance in plain:
+        loss = loss + weight * distance
+    others = loss.detach()
+    for share, distance in balanced:
+        loss = loss + share * _ratio(others, distance.detach()) * distance
+    return LossSums(loss, report)
 
 
-def _add_hidden(
-    weighted: WeightedTerm,
-    sums: LossSums,
-    *,
-    hidden_TD: Tensor,
-    teacher: TeacherView,
-    moment: Moment,
-    projection: nn.Module | None,
-) -> LossSums:
-    assert teacher.dense is not None and isinstance(weighted.term, HiddenStates)
+def _distance(term: HiddenStates, *, hidden_TD: Tensor, teacher: TeacherView, projection: nn.Module | None) -> Tensor:
+    """The sum over positions."""
+    assert teacher.dense is not None
     hidden_TE = hidden_TD if projection is None else projection(hidden_TD)
-    distance = hidden_distance(weighted.term, hidden_TE=hidden_TE, teacher_TE=teacher.dense.hidden_TE).sum()
-    weight: float | Tensor = weight_at(weighted.weight, moment)
-    if isinstance(weighted.weight, Balanced):
-        ratio = sums.loss.detach() / distance.detach().clamp(min=torch.finfo(distance.dtype).tiny)
-        weight = weight * ratio.where(distance.detach() > 0, 0.0)
-    name = f"hidden_{weighted.term.distance}"
-    return LossSums(sums.loss + weight * distance, {**sums.report, name: distance.detach()})
+    return hidden_distance(term, hidden_TE=hidden_TE, teacher_TE=teacher.dense.hidden_TE).sum()
+
+
+def _ratio(others: Tensor, distance: Tensor) -> Tensor:
+    """The sizes of the two: where the others are negative, a ratio of that sign would drive student and teacher apart."""
+    return (others.abs() / distance.clamp(min=torch.finfo(distance.dtype).tiny)).where(distance > 0, 0.0)
 
 
 def _warn_of_biases(objective: Objective) -> None:

@@ -6,15 +6,14 @@ beside that of a KL. Hidden-state terms see other things than logits and are `li
 Shapes: T positions, K ids of a row.
 """
 
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from limbeck.errors import SpecError
+from limbeck.objectives.custom import custom_loss
 from limbeck.objectives.divergences import (
     coarse_divergence,
     conditional_kl,
@@ -119,10 +118,11 @@ def parts_of(objective: Objective, *, temperature: float, moment: Moment) -> lis
     for weighted in terms(objective):
         weight = weight_at(weighted.weight, moment)
         for name, scale, loss in _losses(weighted.term, temperature):
-            full_name = _unused(name + _suffix(weighted.entropy), {part.name for part in parts})
+            full_name = unused(name + _suffix(weighted.entropy), {part.name for part in parts})
             parts.append(Part(full_name, weight * scale, loss, weighted.entropy))
     if objective.z_loss_weight > 0:
-        parts.append(Part("z_loss", objective.z_loss_weight, lambda seen: z_loss(seen.plain.lse_T)))
+        name = unused("z_loss", {part.name for part in parts})
+        parts.append(Part(name, objective.z_loss_weight, lambda seen: z_loss(seen.plain.lse_T)))
     return parts
 
 
@@ -158,7 +158,8 @@ def _losses(term: Term, temperature: float) -> list[tuple[str, float, LossOf]]:
         case ReverseKL() | JensenShannon() | SkewKL():
             return [(term.kind, squared / beside_kl(term), partial(_pair, term))]
         case Custom(function=function):
-            return [(function.rpartition(":")[2], squared, partial(_custom, load_function(function)))]
+            # Under a name that no other part or column of a run's metrics has.
+            return [(f"custom_{function.rpartition(':')[2]}", squared, partial(_custom, function))]
         case HiddenStates():
             return []
 
@@ -191,27 +192,8 @@ def _pair(term: PairTerm, seen: Seen) -> Tensor:
     return seen.dense[term] if seen.teacher.head is None else coarse_divergence(term, *seen.head, labels_T=seen.labels_T)
 
 
-CustomLoss = Callable[[HeadStatistics, SparseTarget | None], Tensor]
-
-
-def _custom(function: CustomLoss, seen: Seen) -> Tensor:
-    loss_T = function(seen.tempered, seen.teacher.target)
-    if loss_T.shape != seen.labels_T.shape:
-        raise SpecError(
-            f"objective.function={getattr(function, '__name__', function)} returned the shape {tuple(loss_T.shape)} for "
-            f"{len(seen.labels_T)} positions: return nats per token, without a mean"
-        )
-    return loss_T
-
-
-@cache
-def load_function(name: str) -> CustomLoss:
-    """The function that `package.module:name` names."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(f"objective.function={name} cannot be loaded ({error}): write package.module:name") from error
+def _custom(name: str, seen: Seen) -> Tensor:
+    return custom_loss(name, student=seen.tempered, target=seen.teacher.target)
 
 
 def _suffix(entropy: EntropyRange | None) -> str:
@@ -221,6 +203,7 @@ def _suffix(entropy: EntropyRange | None) -> str:
     return f"[entropy {'..'.join(ends)}]"
 
 
-def _unused(name: str, taken: set[str]) -> str:
+def unused(name: str, taken: Collection[str]) -> str:
+    """The name, or the first of its numbers from 2 on, that is not taken."""
     numbered = (name if number == 1 else f"{name}_{number}" for number in range(1, len(taken) + 2))
     return next(each for each in numbered if each not in taken)

@@ -13,8 +13,9 @@ neither can a KL be had whole. Which number is given depends on what A and B hol
 * both `sampled`: no estimate of KL from samples is unbiased (it is no polynomial in p and q). The squared distance is one:
   S = Σ_i c_i (c_i - 1) / (N (N - 1)) + Σ_i d_i (d_i - 1) / (M (M - 1)) - 2 Σ_i c_i d_i / (N M), and by Pinsker
   KL >= ‖p - q‖₁² / 2 >= ‖p - q‖₂² / 2. Draws of the same seed are coupled: the n-th draws of both come from one uniform
-  number. By inverse transform both are then in the order of those numbers, so sorting tells which two belong together, and
-  their pairs are left out of the last sum, which is over the M (M - 1) others. Importance weights multiply their counts.
+  number, which document, position and seed tell (`limbeck.signals.draws`). By inverse transform both are in the order of
+  those numbers, which so tell the two that belong together, however many more one has; these min(N, M) pairs are left out of
+  the last sum, which is over the N M - min(N, M) others. Importance weights multiply their counts.
 * otherwise no KL: only the top-1 is compared, where both hold one.
 
 A single position's estimate from draws is mostly noise: median, p99, maximum and worst positions are given for heads alone.
@@ -29,14 +30,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 
 from limbeck.errors import StoreError
 from limbeck.report.statistics import Estimate, ratio_estimate
 from limbeck.signals.distance import Floats, Ints, drawn_kl, head_of, partition_kl, squared_distance
+from limbeck.signals.draws import uniforms
 from limbeck.signals.manifest import differences
 from limbeck.signals.store import SignalStore
 from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows
-from limbeck.spec.signal import SampledSignal
+from limbeck.spec.signal import SampledSignal, StoredSignal
 
 Measure = Literal["partition", "cross_entropy", "pinsker", "top1"]
 
@@ -106,16 +109,16 @@ def diff(
     if not shared:
         raise StoreError(f"{reference.path} and {other.path} share no document; compare stores of the same texts")
     total = sum(reference.num_rows(name) for name in shared)
-    coupled = _seed(reference) == _seed(other)
     found: list[_Compared] = []
     top: list[Position] = []
     lengths: list[int] = []
     done = 0
     for group in groups(reference, shared):
         rows_A, rows_B = _same_tokens(reference, other, group)
-        compared = _compare(rows_A, rows_B, measure=measure, coupled=coupled)
-        found.append(compared)
         sizes = [reference.num_rows(name) for name in group]
+        uniforms_TN = _common_uniforms(reference.signal, other.signal, names=group, sizes=sizes)
+        compared = _compare(rows_A, rows_B, measure=measure, uniforms_TN=uniforms_TN)
+        found.append(compared)
         lengths += sizes
         if measure == "partition" and compared.kl_T is not None:
             top += _worst_of(compared.kl_T, rows_A, rows_B, names=group, sizes=sizes, at_most=worst)
@@ -144,6 +147,12 @@ def _measure(reference: SignalStore, other: SignalStore) -> Measure:
         return "top1"
     match kinds:
         case ("sampled", "sampled"):
+            for store in (reference, other):
+                if fewest_draws(store.signal) < 2:
+                    raise StoreError(
+                        f"{store.path} has rows of a single draw, which tell no distance from other draws; compare a store of "
+                        "signal.draws >= 2, and signal.min_draws >= 2 where it is set"
+                    )
             return "pinsker"
         case ("sampled", _):
             return "cross_entropy"
@@ -160,8 +169,20 @@ def _has_top1(store: SignalStore) -> bool:
     return store.signal.keep_top1 if isinstance(store.signal, SampledSignal) else True
 
 
-def _seed(store: SignalStore) -> int | None:
-    return store.signal.seed if isinstance(store.signal, SampledSignal) else None
+def fewest_draws(signal: StoredSignal) -> int:
+    """Of a row, if draws are all that rows hold; else 0."""
+    if not isinstance(signal, SampledSignal):
+        return 0
+    return signal.draws if signal.min_draws is None else signal.min_draws
+
+
+def _common_uniforms(one: StoredSignal, two: StoredSignal, *, names: Sequence[str], sizes: Sequence[int]) -> Floats | None:
+    """The numbers that the draws of both came from, float64 [T, N]; None where they came from different ones."""
+    if not (isinstance(one, SampledSignal) and isinstance(two, SampledSignal) and one.seed == two.seed):
+        return None
+    most = max(one.draws, two.draws)
+    numbers = [uniforms(name, torch.arange(size), draws=most, seed=one.seed) for name, size in zip(names, sizes, strict=True)]
+    return torch.cat(numbers).numpy()
 
 
 def groups(store: SignalStore, names: Sequence[str]) -> Iterator[list[str]]:
@@ -203,11 +224,11 @@ def locate(row: int, *, names: Sequence[str], sizes: Sequence[int]) -> tuple[str
     return names[place], row - int(ends[place] - sizes[place])
 
 
-def _compare(rows_A: SparseRows, rows_B: SparseRows, *, measure: Measure, coupled: bool) -> _Compared:
+def _compare(rows_A: SparseRows, rows_B: SparseRows, *, measure: Measure, uniforms_TN: Floats | None) -> _Compared:
     kl_T = outside_T = None
     match rows_A, rows_B:
         case (SampledRows(), SampledRows()) if measure == "pinsker":
-            kl_T = squared_distance(rows_A, rows_B, coupled=coupled) / 2
+            kl_T = squared_distance(rows_A, rows_B, uniforms_TN=uniforms_TN) / 2
         case (SampledRows(), TopKRows() | HybridRows()):
             kl_T = drawn_kl(rows_A, head_of(rows_B))
         case (TopKRows() | HybridRows(), TopKRows() | HybridRows()):

@@ -3,7 +3,7 @@
 Every number errs on the same side, that of too little, or is unbiased for such a number; `limbeck.signals.diff` says which and
 why. All is vectorised over rows, and in float64.
 
-Shapes: T positions, K ids of a row, M entries of all rows.
+Shapes: T positions, K ids of a row, N draws of a row, M entries of all rows.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.errors import StoreError
 from limbeck.signals.types import HybridRows, SampledRows, TopKRows
 
 Floats = NDArray[np.float64]
@@ -93,24 +92,19 @@ def shares(rows: SampledRows) -> Floats:
     return shares_TK if rows.weights_TK is None else shares_TK * rows.weights_TK.double().numpy()
 
 
-def squared_distance(one: SampledRows, two: SampledRows, *, coupled: bool) -> Floats:
+def squared_distance(one: SampledRows, two: SampledRows, *, uniforms_TN: Floats | None) -> Floats:
     """An unbiased estimate of ‖p - q‖², float64 [T], from two sets of at least two draws.
 
-    `coupled`: the n-th draws of both came from one uniform number; both must then have as many in every row.
+    `uniforms_TN`: the numbers that both were drawn with, the n-th draw of a row with the n-th, as far as the draws of either
+    go; None where the two were drawn independently.
     """
     draws_one_T, draws_two_T = (rows.counts_TK.sum(-1).double().numpy() for rows in (one, two))
-    if min(draws_one_T.min(initial=2), draws_two_T.min(initial=2)) < 2:
-        raise StoreError("a row has fewer than two draws, which say nothing of a distance; compare stores with more draws")
-    if coupled and not np.array_equal(draws_one_T, draws_two_T):
-        raise StoreError(
-            "both stores were drawn with one seed but not as often at every position, so their draws cannot be told apart; "
-            "write one of them with another signal.seed"
-        )
+    assert min(draws_one_T.min(initial=2), draws_two_T.min(initial=2)) >= 2, "fewer than two draws tell no distance"
     cross_T = _cross(one, two)
     pairs_T = draws_one_T * draws_two_T
-    if coupled:
-        cross_T -= _together(one, two)
-        pairs_T -= draws_one_T
+    if uniforms_TN is not None:
+        cross_T -= _together(one, two, uniforms_TN)
+        pairs_T -= np.minimum(draws_one_T, draws_two_T)
     return _within(one, draws_one_T) + _within(two, draws_two_T) - 2 * cross_T / pairs_T
 
 
@@ -138,13 +132,24 @@ def _cross(one: SampledRows, two: SampledRows) -> Floats:
     return np.bincount(row_M, weights=products_M, minlength=len(drawn_TK)).astype(np.float64)
 
 
-def _together(one: SampledRows, two: SampledRows) -> Floats:
-    """Of the pairs of `_cross` those that came from one uniform number: the n-th smallest draw of both."""
-    (ids_one_M, weights_one_M), (ids_two_M, weights_two_M) = _drawn(one), _drawn(two)
-    draws_T = one.counts_TK.sum(-1).numpy()
-    row_M = np.repeat(np.arange(len(draws_T)), draws_T)
-    same_M = np.where(ids_one_M == ids_two_M, weights_one_M * weights_two_M, 0.0)
-    return np.bincount(row_M, weights=same_M, minlength=len(draws_T)).astype(np.float64)
+def _together(one: SampledRows, two: SampledRows, uniforms_TN: Floats) -> Floats:
+    """Of the pairs of `_cross` those that came from one uniform number.
+
+    Draws are in the order of their numbers, so a row's n-th smallest draw came from the n-th smallest of its numbers.
+    """
+    number_TN = uniforms_TN.argsort(-1)
+    (ids_one_TN, weights_one_TN), (ids_two_TN, weights_two_TN) = _by_number(one, number_TN), _by_number(two, number_TN)
+    same_TN = (ids_one_TN == ids_two_TN) & (ids_one_TN >= 0)
+    return np.where(same_TN, weights_one_TN * weights_two_TN, 0.0).sum(-1)
+
+
+def _by_number(rows: SampledRows, number_TN: Ints) -> tuple[Ints, Floats]:
+    """The draw of each of a row's numbers and its weight, [T, N]; -1 for numbers beyond a row's draws."""
+    ids_M, weights_M = _drawn(rows)
+    drawn_TN = number_TN < rows.counts_TK.sum(-1, keepdim=True).numpy()
+    ids_TN, weights_TN = np.full(drawn_TN.shape, -1), np.zeros(drawn_TN.shape)
+    ids_TN[drawn_TN], weights_TN[drawn_TN] = ids_M, weights_M
+    return ids_TN, weights_TN
 
 
 def _drawn(rows: SampledRows) -> tuple[Ints, Floats]:

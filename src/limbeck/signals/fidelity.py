@@ -3,25 +3,29 @@
 p is the teacher's distribution at the store's temperature and H its entropy, which is stored; all lines are means over
 positions. They add up to second order in small errors, and are of two natures. A *bias* is the same in every epoch, and a
 student that fits the store perfectly keeps it. *Noise* is fresh at every position: it averages out over positions that a
-student treats alike, and costs the whole line only a student that learns every position by heart.
+student treats alike, and costs the whole line only a student that learns every position by heart. H is stored to about a
+hundredth (`limbeck.signals.codec`), too high or too low by chance, and enters two of the lines: their means are off by much
+less than that.
 
 * **truncation** (bias; `topk`, `topp`). A row tells the head and the tail's mass t, and nothing of the tail's shape; the
   reading that adds least is flat, t / (V - K) for each of the other V - K ids. The line is KL(p || that reading)
-  = H(head, t) + t ln(V - K) - H, where H(head, t) is the entropy of head and tail bucket. It is exact for that reading; a
-  student whose own tail is nearer the teacher's than a flat one loses less. Zero for `sampled` and `hybrid`.
+  = H(head, t) + t ln(V - K) - H, where H(head, t) is the entropy of head and tail bucket. That is what a student loses who
+  makes the tail flat; one whose own tail is nearer the teacher's, as a language model's is, loses less, and how much less no
+  row tells. So the line is a bound from above for the others. Zero for `sampled` and `hybrid`.
 * **sampling** (noise; `sampled`, `hybrid`). Draws give p̂ with E p̂ = p and Var p̂_i = p_i (1 - p_i) / N (Sparse Logit
   Sampling, arXiv 2503.16870). Because E Σ p̂ ln p = -H, the expected KL(p̂ || p) is H - E H(p̂): the stored entropy less that
   of the draws, an unbiased estimate at every position. For N draws among S ids it is about (S - 1) / 2N where N is large.
   With importance weights p̂ does not sum to one, and the same formula is the generalised KL, Σ p̂ ln(p̂ / p) - p̂ + p. For
   `hybrid` the head is exact and the line is t H(tail) - t E H(p̂ of the tail), where t H(tail) = H - H(head, t).
   `gradient_noise` beside it is E ‖p̂ - p‖², the variance of the loss's gradient with respect to the logits; that of
-  cross-entropy on one token drawn from p is 1 - Σ p².
+  cross-entropy on one token drawn from p is 1 - Σ p². It takes two draws of each row that has any.
 * **values** (bias). Log-probs are rounded (`limbeck.signals.codec`). Independent errors δ_i of variance σ_i² = step² / 12 turn
   p into p exp(δ) / Z, and KL(p || that) = Var_p(δ) / 2 + O(δ³): on average Σ p_i (1 - p_i) σ_i² / 2. The tail is read as what
   the head leaves, so far as that lies in the step that is stored of it: then its error follows from the others', and the line
   is (Σ p_i σ_i² + Σ p_i² σ_i² / t) / 2. Where it does not, its own step counts like theirs. Ids and counts are exact.
 * **teacher** (bias). What quantisation, or anything else, made of a reference teacher: `limbeck.signals.diff` of a reference
-  store and this one. Its number is a lower bound, as said there; without a reference it is not measured.
+  store and this one. Its number is a lower bound, as said there. It is not measured without a reference, nor where what the
+  two hold gives no KL: draws come with no probability, so a store of draws takes a reference of draws.
 * **temperature** (bias). At τ ≠ 1 the student is fitted to p = softmax(z / τ) and may be used at 1, where the teacher says
   p_1 = p^τ / Z, Z = Σ p^τ: KL(p_1 || p) = (τ - 1) E_1[ln p] - ln Z, the tail again read as flat. It costs nothing where the
   student is used at τ too. Draws alone do not tell it.
@@ -29,6 +33,7 @@ student treats alike, and costs the whole line only a student that learns every 
 Shapes: T positions, K ids of a row, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -37,11 +42,11 @@ import numpy as np
 
 from limbeck.errors import StoreError
 from limbeck.signals.codec.values import WEIGHT_STEP, log_probs_to_steps, steps_to_log_probs
-from limbeck.signals.diff import MEANING, diff, groups
+from limbeck.signals.diff import MEANING, diff, fewest_draws, groups
 from limbeck.signals.distance import Floats, Head, head_of, shares, weights
 from limbeck.signals.store import SignalStore
 from limbeck.signals.types import HardRows, SampledRows, SparseRows, TopKRows
-from limbeck.spec.signal import HardSignal, SampledSignal, Values
+from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, TopKSignal, TopPSignal, Values
 
 Name = Literal["truncation", "sampling", "values", "teacher", "temperature"]
 NATURE: dict[Name, Literal["bias", "noise"]] = {
@@ -51,6 +56,10 @@ NATURE: dict[Name, Literal["bias", "noise"]] = {
     "teacher": "bias",
     "temperature": "bias",
 }
+
+Soft = TopKSignal | TopPSignal | SampledSignal | HybridSignal
+"""All that holds a distribution."""
+_FLAT = "a bound from above: what reading the tail as flat costs; less where a student's own tail is nearer the teacher's"
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Fidelity:
     """The teacher's, for scale."""
     sources: tuple[Source, ...]
     gradient_noise: float | None
-    """None where nothing was drawn, or one draw does not tell."""
+    """None where nothing was drawn, or somewhere a single draw, which does not tell."""
 
     @property
     def total_nats(self) -> float:
@@ -96,11 +105,13 @@ def fidelity(
 ) -> Fidelity:
     """The budget of a store, every row read once. `progress` is given (rows done, rows in all).
 
-    Raises `StoreError` for a `hard` store, which holds no distribution, and where the reference cannot be compared with it.
+    Raises `StoreError` for a `hard` store, which holds no distribution, and where the reference speaks of other tokens or at
+    another temperature.
     """
     signal = store.signal
     if isinstance(signal, HardSignal):
         raise StoreError(f"{store.path} holds hard labels and no distribution, so there is nothing to measure it by")
+    teacher = _teacher(store, reference)
     sums: dict[str, float] = {}
     done = 0
     names = [name for name in store.document_ids if store.num_rows(name)]
@@ -115,17 +126,15 @@ def fidelity(
     return Fidelity(
         positions=done,
         entropy_nats=means["entropy"],
-        sources=_sources(store, means, reference=reference),
-        gradient_noise=means.get("gradient_noise"),
+        sources=_sources(signal, means, teacher=teacher),
+        gradient_noise=None if math.isnan(means.get("gradient_noise", math.nan)) else means["gradient_noise"],
     )
 
 
-def _sources(store: SignalStore, means: dict[str, float], *, reference: SignalStore | None) -> tuple[Source, ...]:
-    signal = store.signal
-    assert not isinstance(signal, HardSignal)
+def _sources(signal: Soft, means: dict[str, float], *, teacher: Source) -> tuple[Source, ...]:
     truncation = Source("truncation", 0.0, "none: draws are unbiased")
     if "truncation" in means:
-        truncation = Source("truncation", max(means["truncation"], 0.0), "exact, where the tail is read as flat")
+        truncation = Source("truncation", max(means["truncation"], 0.0), _FLAT)
     sampling = Source("sampling", 0.0, "none: nothing is drawn")
     if "sampling" in means:
         sampling = Source("sampling", max(means["sampling"], 0.0), "an unbiased estimate of KL(draws || teacher)")
@@ -137,15 +146,27 @@ def _sources(store: SignalStore, means: dict[str, float], *, reference: SignalSt
     if signal.temperature != 1:
         how = "not known: draws do not tell" if isinstance(signal, SampledSignal) else "an estimate, the tail read as flat"
         temperature = Source("temperature", means.get("temperature"), how)
-    return truncation, sampling, values, _teacher(store, reference), temperature
+    return truncation, sampling, values, teacher, temperature
 
 
 def _teacher(store: SignalStore, reference: SignalStore | None) -> Source:
     if reference is None:
         return Source("teacher", None, "not measured: name a store of the teacher in full precision with --reference")
+    one, two = reference.signal, store.signal
+    assert not isinstance(two, HardSignal)
+    if isinstance(one, HardSignal):
+        return Source("teacher", None, f"not measured: {reference.path} holds the top-1 alone, which gives no KL")
+    if one.temperature != two.temperature:
+        raise StoreError(
+            f"{reference.path} is at temperature {one.temperature} and {store.path} at {two.temperature}, which would count "
+            f"as a difference of teachers; name a reference of signal.temperature={two.temperature}"
+        )
+    if isinstance(two, SampledSignal) and fewest_draws(one) < 2:
+        return Source("teacher", None, "not measured: a store of draws takes a reference of two draws a row or more")
+    if isinstance(two, SampledSignal) and fewest_draws(two) < 2:
+        return Source("teacher", None, "not measured: rows of a single draw tell no distance from the reference")
     found = diff(reference, store)
-    if found.kl is None:
-        return Source("teacher", None, f"not known: {MEANING[found.measure]}")
+    assert found.kl is not None
     return Source("teacher", max(found.kl.value, 0.0), MEANING[found.measure])
 
 
@@ -179,14 +200,17 @@ def _xlogx(values: Floats) -> Floats:
 
 
 def _gradient_noise(rows: SampledRows, *, mass_T: Floats) -> dict[str, Floats]:
-    """E ‖p̂ - p‖², unbiased: (E[w²] - Σ p²) / N of the drawn distribution, times the squared mass it stands for."""
+    """E ‖p̂ - p‖², unbiased: (E[w²] - Σ p²) / N of the drawn distribution, times the squared mass it stands for.
+
+    NaN for a row of a single draw; 0 where the draws stand for no mass, and so are none.
+    """
     counts_TK, weights_TK = rows.counts_TK.double().numpy(), weights(rows)
     draws_T = counts_TK.sum(-1)
-    if draws_T.min(initial=2) < 2:
-        return {}
-    second_T = (counts_TK * weights_TK**2).sum(-1) / draws_T
-    squares_T = (counts_TK * (counts_TK - 1) * weights_TK**2).sum(-1) / (draws_T * (draws_T - 1))
-    return {"gradient_noise": mass_T**2 * (second_T - squares_T) / draws_T}
+    enough_T = np.maximum(draws_T, 2)
+    second_T = (counts_TK * weights_TK**2).sum(-1) / enough_T
+    squares_T = (counts_TK * (counts_TK - 1) * weights_TK**2).sum(-1) / (enough_T * (enough_T - 1))
+    noise_T = np.where(draws_T < 2, np.nan, mass_T**2 * (second_T - squares_T) / enough_T)
+    return {"gradient_noise": np.where(mass_T > 0, noise_T, 0.0)}
 
 
 def _temperature(head: Head, others_T: Floats, *, temperature: float) -> Floats:

@@ -7,15 +7,19 @@ A store is a folder:
 * `store.json`, written last: identity, checksums, statistics. Without it the store is incomplete and readers refuse it.
 
 The JSON files have one canonical form and carry a checksum of it, so any changed byte is found, white space included.
-Every file is written beside its place, synced, and renamed: a reader sees it whole or not at all.
+Every file is written beside its place, synced, and renamed: a reader sees it whole or not at all. Where several writers may
+put the same file in place, it is linked and not renamed, so the first wins.
 """
 
 import dataclasses
 import errno
 import hashlib
 import json
+import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +27,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from limbeck.errors import StoreError
-from limbeck.paths import write_atomically
 from limbeck.spec.signal import StoredSignal
 
-FORMAT = 2
+FORMAT = 3
 STORE_FILE = "store.json"
 PLAN_FILE = "plan.json"
+_SHARD_FILE = re.compile(r"shard-[0-9]{5,}\.rows")
+_CHECKSUM = re.compile(r"[0-9a-f]{32}")
+_NO_LINKS = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EXDEV, errno.EMLINK)
+"""What file systems without hard links say, or those that have no more of them."""
 
 
 @dataclass(frozen=True)
@@ -86,27 +93,46 @@ def canonical(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Values in their canonical form, with the checksum of that form."""
-    write_file(path, [canonical({**values, "checksum": checksum_of(values)})])
+def write_json(path: Path, values: Mapping[str, Any], *, keep: Callable[[Path], bool] | None = None) -> None:
+    """Values in their canonical form, with the checksum of that form; `keep` as for `put`."""
+    write_file(path, [canonical({**values, "checksum": checksum_of(values)})], keep=keep)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; `StoreError` naming the file where a byte of it is another or missing."""
-    text = path.read_bytes()
+    """What `write_json` wrote; `StoreError` naming the file where a byte of it is another or missing.
+
+    `FileNotFoundError` or `NotADirectoryError` where there is none.
+    """
+    remedy = "restore it, or delete it and run the command that wrote it (`limbeck cache write`) again: it keeps its own shards"
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
     try:
         values = json.loads(text)
         checksum = values.pop("checksum")
         intact = checksum == checksum_of(values) and canonical({**values, "checksum": checksum}) == text
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         intact = False
     if not intact:
-        raise StoreError(f"{path} is damaged (its checksum does not hold); restore it, or write the store again")
+        raise StoreError(f"{path} is damaged (its checksum does not hold); {remedy}")
     if values.get("format") != FORMAT:
         raise StoreError(
-            f"{path} has format {values.get('format')} but this Limbeck reads {FORMAT}; use the Limbeck that wrote it"
+            f"{path} has format {values.get('format')} but this Limbeck reads {FORMAT}; use the Limbeck that wrote it, or "
+            "delete the store and score it again with `limbeck cache write`"
         )
+    _require_plain_names(path, values)
     return values
+
+
+def _require_plain_names(path: Path, values: Mapping[str, Any]) -> None:
+    """A checksum can be made for anything: what a manifest names becomes part of paths, so it has to be a name and no path."""
+    for entry in values.get("shards", ()):
+        names = (entry.get("file"), entry.get("checksum")) if isinstance(entry, dict) else (entry, None)
+        if not (_SHARD_FILE.fullmatch(str(names[0])) and _CHECKSUM.fullmatch(str(names[1]))):
+            raise StoreError(f"{path} names a shard {names[0]!r} ({names[1]!r}), as no Limbeck does; do not use this store")
 
 
 def checksum_of(values: Mapping[str, Any]) -> str:
@@ -114,30 +140,92 @@ def checksum_of(values: Mapping[str, Any]) -> str:
     return hashlib.blake2b(canonical(values), digest_size=16).hexdigest()
 
 
-def write_file(path: Path, chunks: Sequence[bytes]) -> None:
-    """The file appears under its name with all its bytes on the disk, or not at all; `StoreError` where the disk is full."""
+def write_file(path: Path, chunks: Sequence[bytes], *, keep: Callable[[Path], bool] | None = None) -> None:
+    """`put` of these bytes."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("xb") as file:
+            file.writelines(chunks)
+
+    put(path, write, num_bytes=sum(map(len, chunks)), keep=keep)
+
+
+def put(path: Path, make: Callable[[Path], object], *, num_bytes: int, keep: Callable[[Path], bool] | None = None) -> None:
+    """The file that `make` makes appears under its name with all its bytes on the disk, or not at all.
+
+    A file that is there already is replaced, unless `keep` says that it is as good: then the first of several writers wins.
+    Raises `StoreError` where the disk is full or refuses.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        write_atomically(path, chunks)
+        make(temporary)
+        _sync(temporary)
+        if keep is None or not _first_stays(temporary, path, keep=keep):
+            os.replace(temporary, path)
+        _sync(path.parent)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
         raise StoreError(
-            f"the disk is full: {path} needs {sum(map(len, chunks)):,} bytes and {shutil.disk_usage(path.parent).free:,} are "
-            "free; finished shards are kept, so free some space and run `limbeck cache write` again to resume"
+            f"the disk is full: {path} needs {num_bytes:,} bytes and {shutil.disk_usage(path.parent).free:,} are free; what is "
+            "finished is kept, so free some space and run the same command again to resume"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _first_stays(temporary: Path, path: Path, *, keep: Callable[[Path], bool]) -> bool:
+    """Whether a file that may stay now lies at `path`: ours if there was none, which a link can tell and a rename cannot."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return keep(path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return path.exists() and keep(path)
+    return True
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file that is never changed in place, or a copy of it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(source, target)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def discard(folder: Path) -> None:
+    """Remove a store. A kill halfway leaves shards without a manifest, which the next writer takes or replaces."""
+    for name in (STORE_FILE, PLAN_FILE):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """A published store's `store.json`; `StoreError` where there is none, or the store is not finished."""
-    if (path / STORE_FILE).exists():
+    try:
         return read_json(path / STORE_FILE)
-    if (path / PLAN_FILE).exists():
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    try:
         num_shards = read_json(path / PLAN_FILE)["num_shards"]
-        finished = len(list(path.glob("shard-*.rows")))
-        raise StoreError(
-            f"{path} is incomplete ({finished} of {num_shards} shards); `limbeck cache write` with its recipe resumes it"
-        )
-    raise StoreError(f"{path} is not a signal store; `limbeck cache write` with a recipe makes one")
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{path} is not a signal store; `limbeck cache write` with a recipe makes one") from None
+    finished = len(list(path.glob("shard-*.rows")))
+    raise StoreError(
+        f"{path} is incomplete ({finished} of {num_shards} shards); `limbeck cache write` with its recipe resumes it"
+    )
 
 
 def info(path: Path) -> dict[str, Any]:

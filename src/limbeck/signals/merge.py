@@ -8,15 +8,14 @@ stores is not what it says, or the same teacher rounded otherwise when it wrote 
 latter the caller may ask for the first store's to be kept.
 
 A union lies in place whole or not at all: shards come first, under names that no reader of the folder knows, `store.json`
-last.
+last. The same holds where a store of more draws takes the place of one of fewer (`supersede`): that every draw of the old one
+is among the new ones proves that teacher and seed are the same. Its shards are numbered after the old ones, which go last.
 """
 
 import dataclasses
 import hashlib
-import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,20 @@ from limbeck.errors import StoreError
 from limbeck.signals.diff import groups, locate
 from limbeck.signals.manifest import (
     FORMAT,
+    PLAN_FILE,
     STORE_FILE,
     StoreIdentity,
     checksum_of,
     differences,
     is_published,
+    link_or_copy,
+    put,
     read_manifest,
     write_json,
 )
 from limbeck.signals.shards import ShardIndex, read_index
 from limbeck.signals.store import SignalStore
+from limbeck.signals.types import HybridRows, SampledRows, SparseRows, TopKRows
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def merge(paths: Sequence[Path | str], output: Path, *, keep_first: bool = False
     if any(store.path.resolve() == output.resolve() for store in stores):
         raise StoreError(f"{output} is one of the stores to be merged; name a new folder")
     parts, duplicates = _union(stores, keep_first=keep_first)
+    if not is_published(output) and (output / PLAN_FILE).exists():
+        raise StoreError(f"{output} holds a store that is being written; name another folder, or delete it")
     return _publish(stores[0].identity, parts, output, duplicates=duplicates, place=_copy)
 
 
@@ -77,7 +82,38 @@ def absorb(path: Path, addition: Path) -> Merged:
     """Make the documents of `addition`, a store on the same disk, part of the store at `path`, which readers may have open."""
     stores = [SignalStore.open(path), SignalStore.open(addition)]
     parts, duplicates = _union(stores, keep_first=False)
-    return _publish(stores[0].identity, parts, path, duplicates=duplicates, place=_link)
+    first = _number(read_manifest(path)["shards"][0])
+    return _publish(stores[0].identity, parts, path, duplicates=duplicates, place=_link, first=first)
+
+
+def supersede(path: Path, addition: Path) -> Merged:
+    """Put the rows of `addition`, more draws for the same documents, in the place of those at `path`, on the same disk.
+
+    Who has the store open reads on from the shards that it has mapped, and has to open it again for others. Raises `StoreError`
+    where the draws at `path` are not among those of `addition`.
+    """
+    held, more = SignalStore.open(path), SignalStore.open(addition)
+    require_same_but_documents(
+        with_draws(held.identity, draws_of(more.identity)), more.identity, path=path, remedy=f"{addition} is another store"
+    )
+    _require_more_draws(held, more)
+    parts, _ = _union([more], keep_first=True)
+    first = 1 + _number(read_manifest(path)["shards"][-1])
+    merged = _publish(more.identity, parts, path, duplicates=0, place=_link, first=first, grows=False)
+    remove_superseded(path)
+    return merged
+
+
+def remove_superseded(path: Path) -> None:
+    """Remove the shards whose place others have taken."""
+    first = _number(read_manifest(path)["shards"][0])
+    for file in path.glob("shard-*.rows"):
+        if _number({"file": file.name}) < first:
+            file.unlink()
+
+
+def _number(entry: Mapping[str, Any]) -> int:
+    return int(entry["file"].removeprefix("shard-").removesuffix(".rows"))
 
 
 def documents_digest(document_ids: Iterable[str]) -> str:
@@ -93,6 +129,16 @@ def require_same_but_documents(held: StoreIdentity, asked: StoreIdentity, *, pat
     found = list(differences(ours, theirs))
     if found:
         raise StoreError(f"{path} holds other rows ({'; '.join(found)}); {remedy}")
+
+
+def draws_of(identity: StoreIdentity) -> int:
+    """The draws of a row, 0 of a signal without."""
+    return int(identity.signal.get("draws", 0))
+
+
+def with_draws(identity: StoreIdentity, draws: int) -> StoreIdentity:
+    """The identity of the same rows with so many draws."""
+    return dataclasses.replace(identity, signal={**identity.signal, "draws": draws})
 
 
 def _union(stores: Sequence[SignalStore], *, keep_first: bool) -> tuple[list[_Part], int]:
@@ -140,6 +186,45 @@ def _require_same_rows(one: SignalStore, two: SignalStore, names: Sequence[str])
             )
 
 
+def _require_more_draws(few: SignalStore, many: SignalStore) -> None:
+    """Raises `StoreError` where the draws of `few` are not among those of `many`: draws begin with fewer of them."""
+    for group in groups(few, few.document_ids):
+        sizes = [few.num_rows(name) for name in group]
+        same_rows = sizes == [many.num_rows(name) for name in group]
+        here, there = few.whole(group), many.whole(group)
+        wrong = np.flatnonzero((here.checks != there.checks) | _lacks_draws(here.rows, there.rows)) if same_rows else [0]
+        if len(wrong):
+            name, position = locate(int(wrong[0]), names=group, sizes=sizes)
+            raise StoreError(
+                f"document {name}, position {position}: the draws in {few.path} are not the first of those in {many.path}, as "
+                "they are where teacher, seed and rounding are the same (another machine rounds otherwise); the latter is a "
+                "whole store: move it to a folder of its own to use it, or delete it"
+            )
+
+
+def _lacks_draws(few: SparseRows, many: SparseRows) -> np.ndarray:
+    """Rows of `many` that lack a draw of `few`, or whose head is another, bool [T]."""
+    match few, many:
+        case SampledRows(), SampledRows():
+            drawn = [(few.ids_TK, few.counts_TK), (many.ids_TK, many.counts_TK)]
+            lacks_T = np.zeros(len(few.ids_TK), dtype=np.bool_)
+        case HybridRows(), HybridRows():
+            drawn = [(few.drawn_ids_TM, few.counts_TM), (many.drawn_ids_TM, many.counts_TM)]
+            lacks_T = _unequal(*(TopKRows(rows.ids_TK, rows.log_probs_TK, rows.tail_T, rows.entropy_T) for rows in (few, many)))
+        case _:
+            raise AssertionError(f"{type(few).__name__} and {type(many).__name__} have no draws to compare")
+    base = 1 + max(int(ids.max()) if ids.numel() else 0 for ids, _ in drawn)
+    keys, counts = [], []
+    for ids_TK, counts_TK in drawn:
+        rows, places = np.nonzero(counts_TK.numpy())
+        keys.append(rows * base + ids_TK.numpy()[rows, places])
+        counts.append(counts_TK.numpy()[rows, places])
+    distinct, which = np.unique(np.concatenate(keys), return_inverse=True)
+    more = np.bincount(which, weights=np.concatenate([-counts[0], counts[1]]), minlength=len(distinct))
+    lacks_T[distinct[more < 0] // base] = True
+    return lacks_T
+
+
 def _unequal(one: Any, two: Any) -> np.ndarray:
     """Which rows differ in anything, bool [T]; both were padded alike, since equal rows are as wide."""
     unequal_T = np.zeros(len(one.entropy_T if hasattr(one, "entropy_T") else one.ids_T), dtype=np.bool_)
@@ -163,8 +248,10 @@ def _publish(
     *,
     duplicates: int,
     place: Callable[[Path, Path], None],
+    first: int = 0,
+    grows: bool = True,
 ) -> Merged:
-    """Put the shards in place, and the manifest last."""
+    """Put the shards in place, numbered from `first`, and the manifest last."""
     statistics, documents, dead_bytes = _statistics(parts)
     plan = {
         "format": FORMAT,
@@ -174,13 +261,13 @@ def _publish(
         "num_shards": len(parts),
     }
     entries = []
-    for number, part in enumerate(parts):
+    for number, part in enumerate(parts, start=first):
         entry: dict[str, Any] = {"file": f"shard-{number:05d}.rows", "bytes": part.index.num_bytes}
         entry |= {"checksum": part.index.checksum, **({"without": list(part.without)} if part.without else {})}
         entries.append(entry)
     values = {"format": FORMAT, "plan": plan, "shards": entries, "statistics": statistics}
     path.mkdir(parents=True, exist_ok=True)
-    if is_published(path):
+    if grows and is_published(path):
         _require_prefix(path, entries)
     for entry, part in zip(entries, parts, strict=True):
         if part.source.resolve() != (path / entry["file"]).resolve():
@@ -220,21 +307,8 @@ def _statistics(parts: Sequence[_Part]) -> tuple[dict[str, float], list[str], in
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A copy that appears under its name whole."""
-    _appear(target, lambda temporary: shutil.copyfile(source, temporary))
+    put(target, lambda temporary: shutil.copyfile(source, temporary), num_bytes=source.stat().st_size)
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file; shards are never changed in place."""
-    _appear(target, lambda temporary: os.link(source, temporary))
-
-
-def _appear(target: Path, make: Callable[[Path], object]) -> None:
-    temporary = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        make(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    put(target, lambda temporary: link_or_copy(source, temporary), num_bytes=source.stat().st_size)

@@ -83,9 +83,14 @@ def naming(url: str) -> Iterator[None]:
     except StoreError:
         raise
     except FileNotFoundError as error:
-        raise StoreError(f"{url} lacks a file ({error}); publish the store again") from error
+        raise StoreError(f"{url} lacks a file ({error}); {remedy_at(url)}") from error
     except Exception as error:  # every file system has errors of its own, and they share no base
         raise StoreError(f"{url} cannot be reached: {type(error).__name__}: {error}") from error
+
+
+def remedy_at(url: str) -> str:
+    """What helps where a store at a URL is damaged; one that is published is not written again."""
+    return f"delete {url.rstrip('/')}/{STORE_FILE} and publish the store there again"
 
 
 def signals_cache() -> Path:

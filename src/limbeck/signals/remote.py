@@ -1,6 +1,6 @@
 """Signal stores at URLs (`s3://…`, `gs://…`, `memory://…`: whatever fsspec knows), read and published through the user cache.
 
-Reading. A store's files never change: an extension adds shards and replaces `store.json`. So what has to be fetched is told by
+Reading. A store's shards never change: an extension adds shards and replaces `store.json`. So what has to be fetched is told by
 checksums, never by times. `store.json` is fetched at every opening and tells the checksum of each shard; a shard is fetched
 once, compared with that checksum byte by byte, and only then takes its name in the cache, which is the checksum. A folder of
 links to them is the local store; its `store.json` comes last. Whatever is interrupted, what is in place is whole.
@@ -12,27 +12,40 @@ links to them is the local store; its `store.json` comes last. Whatever is inter
 Publishing. Shards go first and `store.json` last, so that a reader finds a whole store or none, provided that the object store
 shows an object under its name only once it is whole, as S3 and its like do (a plain web or FTP server may not). A shard that
 is there with the right length and the right last 32 bytes, which hold the checksum of all others, is not sent again. A URL
-where another store lies is refused.
+where another store lies is refused. What was on its way out is removed once all of it has arrived. Processes on several
+machines that write a store for a URL together need a cache that they share (`LIMBECK_CACHE`).
 """
 
+import dataclasses
 import hashlib
-import os
-import secrets
-from collections.abc import Callable, Mapping
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from limbeck.errors import StoreError
 from limbeck.paths import is_remote
 from limbeck.progress import progress
-from limbeck.signals.manifest import STORE_FILE, checksum_of, read_manifest, write_file
-from limbeck.signals.places import fetch_manifest, manifest_folder, naming, open_place, signals_cache
-from limbeck.signals.shards import map_shard, read_index
+from limbeck.signals.manifest import (
+    STORE_FILE,
+    StoreIdentity,
+    canonical,
+    checksum_of,
+    differences,
+    discard,
+    link_or_copy,
+    put,
+    read_manifest,
+    write_file,
+)
+from limbeck.signals.places import fetch_manifest, is_published, naming, open_place, remedy_at, signals_cache
+from limbeck.signals.shards import TRAILER, checksum_at_end, map_shard, read_index
 
 AT_ONCE = 8
 """Files on their way at the same time."""
-_TRAILER = 32
 _CHUNK = 1 << 24
 
 
@@ -53,7 +66,7 @@ def local_folder(path: Path | str) -> Path:
             held = shards / f"{entry['checksum']}.rows"
             if not held.is_file():
                 _fetch_shard(filesystem, f"{root}/{entry['file']}", held, entry=entry, url=str(path))
-            _put(folder / entry["file"], lambda temporary: os.link(held, temporary))
+            put(folder / entry["file"], lambda temporary: link_or_copy(held, temporary), num_bytes=entry["bytes"])
             advance(entry["bytes"])
 
         _at_once(fetch, lacking)
@@ -62,16 +75,54 @@ def local_folder(path: Path | str) -> Path:
     return folder
 
 
+@contextmanager
+def looking_at(path: Path | str, entry: Mapping[str, Any]) -> Iterator[Path]:
+    """The file of one shard of a store; of one at a URL, what lies there now, until it has been looked at."""
+    if not is_remote(path):
+        yield Path(path) / entry["file"]
+        return
+    filesystem, root = open_place(str(path))
+    signals_cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=signals_cache(), prefix="verify-") as folder:
+        copy = Path(folder) / entry["file"]
+        with naming(str(path)), suppress(FileNotFoundError):
+            filesystem.get_file(f"{root}/{entry['file']}", str(copy))
+        yield copy
+
+
+def damage_remedy(path: Path | str, manifest: Mapping[str, Any]) -> str:
+    """What helps where a shard is missing or damaged: of the store in a folder, of a copy of one, of one at a URL."""
+    if is_remote(path):
+        return remedy_at(str(path))
+    if Path(path).is_relative_to(signals_cache() / "stores"):
+        return f"delete {signals_cache() / 'stores'} and {signals_cache() / 'shards'}, and it is fetched again"
+    if manifest["plan"]["shard_tokens"] is None:
+        return f"restore it, or delete {path} and write all of it again: parts of a merged or extended store cannot be"
+    return "restore it, or delete what is left of it and run `limbeck cache write` with its recipe, which scores it again"
+
+
 def outgoing_folder(path: Path | str) -> Path:
-    """Where a store that goes to a URL is written: a folder of the cache; if it is published there already, its manifest's."""
+    """Where a store is written: its own folder; for a URL, one of the cache, from which `publish` sends it there."""
     if not is_remote(path):
         return Path(path)
-    filesystem, root = open_place(str(path))
-    with naming(str(path)):
-        published = filesystem.exists(f"{root}/{STORE_FILE}")
-    if published:
-        return manifest_folder(path)
     return signals_cache() / "outgoing" / hashlib.sha256(str(path).encode("utf-8")).hexdigest()[:20]
+
+
+def publish(url: str) -> None:
+    """Send what was written in the outgoing folder of a URL there, and remove the folder."""
+    upload(outgoing_folder(url), url)
+    discard(outgoing_folder(url))
+
+
+def is_published_as(path: Path | str, identity: StoreIdentity) -> bool:
+    """Whether the store of this identity lies at a URL already; `StoreError` where another one does."""
+    if not is_remote(path) or not is_published(path):
+        return False
+    held = fetch_manifest(*open_place(str(path)), url=str(path))[1]["plan"]["identity"]
+    found = list(differences(held, json.loads(canonical(dataclasses.asdict(identity)))))
+    if found:
+        raise StoreError(f"{path} holds another store ({'; '.join(found)}); name another URL, or delete it there")
+    return True
 
 
 def upload(folder: Path, url: str) -> None:
@@ -81,7 +132,7 @@ def upload(folder: Path, url: str) -> None:
     with naming(url):
         if filesystem.exists(f"{root}/{STORE_FILE}"):
             _require_grown(fetch_manifest(filesystem, root, url=url)[1], manifest, url=url)
-        lacking = [entry for entry in manifest["shards"] if not _is_there(filesystem, root, folder, entry)]
+        lacking = [entry for entry in manifest["shards"] if not _is_there(filesystem, root, entry)]
         # Object stores have no folders; those file systems that have some make none by themselves.
         filesystem.makedirs(root, exist_ok=True)
     with progress(f"publishing {url}", total=sum(entry["bytes"] for entry in lacking)) as advance, naming(url):
@@ -92,7 +143,7 @@ def upload(folder: Path, url: str) -> None:
 
         _at_once(send, lacking)
         for entry in lacking:
-            if not _is_there(filesystem, root, folder, entry):
+            if not _is_there(filesystem, root, entry):
                 raise StoreError(f"{url}/{entry['file']} did not arrive whole; the same command sends it again")
         filesystem.pipe_file(f"{root}/{STORE_FILE}", (folder / STORE_FILE).read_bytes())
 
@@ -103,13 +154,13 @@ def _require_grown(there: Mapping[str, Any], here: Mapping[str, Any], *, url: st
         raise StoreError(f"{url} holds another store; name another URL, or delete it there")
 
 
-def _is_there(filesystem: Any, root: str, folder: Path, entry: Mapping[str, Any]) -> bool:
+def _is_there(filesystem: Any, root: str, entry: Mapping[str, Any]) -> bool:
     """Whether a shard was sent whole: its end holds a digest of its index, and that one of its rows."""
     place = f"{root}/{entry['file']}"
     if not filesystem.exists(place) or filesystem.size(place) != entry["bytes"]:
         return False
-    end = filesystem.cat_file(place, start=entry["bytes"] - _TRAILER)
-    return end == map_shard(folder / entry["file"])[-_TRAILER:].tobytes()
+    end: bytes = filesystem.cat_file(place, start=entry["bytes"] - TRAILER)
+    return checksum_at_end(end) == entry["checksum"]
 
 
 def _fetch_shard(filesystem: Any, place: str, target: Path, *, entry: Mapping[str, Any], url: str) -> None:
@@ -118,7 +169,7 @@ def _fetch_shard(filesystem: Any, place: str, target: Path, *, entry: Mapping[st
             filesystem.get_file(place, str(temporary))
         _require_whole(temporary, entry=entry, url=url)
 
-    _put(target, fetch)
+    put(target, fetch, num_bytes=entry["bytes"])
 
 
 def _require_whole(file: Path, *, entry: Mapping[str, Any], url: str) -> None:
@@ -130,22 +181,12 @@ def _require_whole(file: Path, *, entry: Mapping[str, Any], url: str) -> None:
         for start in range(0, len(rows), _CHUNK):
             digest.update(rows[start : start + _CHUNK].data)
         intact = (index.checksum, digest.hexdigest()) == (entry["checksum"], index.payload_checksum)
-    except (StoreError, ValueError):  # an empty file cannot be mapped
+    except StoreError:
         intact = False
     if not intact:
         raise StoreError(
-            f"{url}/{entry['file']} did not arrive as it was written; try again, and if it fails again, publish the store again"
+            f"{url}/{entry['file']} did not arrive as it was written; try again, and if it fails again, {remedy_at(url)}"
         )
-
-
-def _put(target: Path, make: Callable[[Path], None]) -> None:
-    """The file that `make` makes takes its name once it is whole; where another process was quicker, either's is right."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        make(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _at_once(work: Callable[[Mapping[str, Any]], None], entries: list[Mapping[str, Any]]) -> None:

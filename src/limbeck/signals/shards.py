@@ -4,16 +4,17 @@
 
 The payload is the length of the model (u32), the model that all documents of the shard are coded with (`signals/codec`), and
 the documents one after another without gaps, in the order of the plan. The index holds the payload's blake2b-128, so the digest
-at the end covers every byte of the file: it is the shard's checksum. Payload and index are one file because one rename then
-publishes both; two writers of one shard cannot mix theirs. The model and each document have their own crc32, so damage is found
-when it is read, and can be named.
+at the end covers every byte of the file: it is the shard's checksum. Payload and index are one file because one link then
+publishes both; two writers of one shard cannot mix theirs, and the first one's stays. The model and each document have their
+own crc32, so damage is found when it is read, and can be named.
 """
 
 import hashlib
 import json
 import mmap
+import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows,
 from limbeck.spec.signal import StoredSignal
 
 _MAGIC = b"LIMBECK2"
-_TRAILER = 8 + 16 + len(_MAGIC)
+TRAILER = 8 + 16 + len(_MAGIC)
+"""Bytes after the index."""
 _LENGTH = 4  # bytes of the model's length
 _CHUNK = 1 << 24
 
@@ -82,12 +84,15 @@ class ShardIndex:
             offset += size
 
 
-def plan_shards(documents: Sequence[tuple[str, int]], *, shard_tokens: int) -> list[ShardPlan]:
-    """Whole documents, in order, up to `shard_tokens` tokens to a shard; a longer document is a shard by itself."""
+def plan_shards(documents: Sequence[tuple[str, int]], *, shard_tokens: int, begins: Collection[str] = ()) -> list[ShardPlan]:
+    """Whole documents, in order, up to `shard_tokens` tokens to a shard; a longer document is a shard by itself.
+
+    Each document of `begins` begins a shard, so that a store can be cut as another one was.
+    """
     groups: list[list[tuple[str, int]]] = []
     filled = 0
     for document_id, num_tokens in documents:
-        if not groups or filled + num_tokens > shard_tokens:
+        if not groups or filled + num_tokens > shard_tokens or document_id in begins:
             groups.append([])
             filled = 0
         groups[-1].append((document_id, num_tokens))
@@ -104,7 +109,10 @@ def write_shard(
     plan_checksum: str,
     seconds: float,
 ) -> None:
-    """Encodes (id, tokens, rows) of each document and puts the file in place, whole. `plan_checksum` names the store's plan."""
+    """Encodes (id, tokens, rows) of each document and puts the file in place, whole. `plan_checksum` names the store's plan.
+
+    A shard of that plan which another writer has put there meanwhile stays.
+    """
     encoded = encode([(tokens, rows) for _, tokens, rows in documents], signal=signal, vocab_size=vocab_size)
     payload = [len(encoded.model).to_bytes(_LENGTH, "little"), encoded.model, *encoded.documents]
     payload_digest = hashlib.blake2b(digest_size=16)
@@ -122,7 +130,8 @@ def write_shard(
     }
     text = json.dumps(index, separators=(",", ":")).encode()
     closed = text + len(text).to_bytes(8, "little")
-    write_file(path, [*payload, closed, hashlib.blake2b(closed, digest_size=16).digest(), _MAGIC])
+    chunks = [*payload, closed, hashlib.blake2b(closed, digest_size=16).digest(), _MAGIC]
+    write_file(path, chunks, keep=lambda there: finished_index(there, plan_checksum=plan_checksum) is not None)
 
 
 def _statistics(documents: Sequence[tuple[np.ndarray, SparseRows]]) -> dict[str, float]:
@@ -147,45 +156,74 @@ def _statistics(documents: Sequence[tuple[np.ndarray, SparseRows]]) -> dict[str,
     return sums
 
 
+def finished_index(path: Path, *, plan_checksum: str) -> ShardIndex | None:
+    """The index of a shard that is in place, whole, and of this plan; else None."""
+    try:
+        index = read_index(path)
+    except StoreError:
+        return None
+    return index if index.plan_checksum == plan_checksum else None
+
+
 def read_index(path: Path) -> ShardIndex:
     """The index of a shard's file, checked against its digest; `StoreError` naming the file where it is not whole."""
-    if not path.is_file():
-        raise StoreError(f"{path} is missing; restore it, or write the store again")
-    num_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(num_bytes - _TRAILER, 0))
-        trailer = file.read()
-        length = int.from_bytes(trailer[:8], "little")
-        if trailer[24:] != _MAGIC or length > num_bytes - _TRAILER:
-            raise StoreError(f"{path} is damaged (its end is not that of a shard); restore it, or delete it and write again")
-        file.seek(num_bytes - _TRAILER - length)
-        text = file.read(length)
+    try:
+        num_bytes, text, trailer = _read_end(path)
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror})") from error
     if hashlib.blake2b(text + trailer[:8], digest_size=16).digest() != trailer[8:24]:
-        raise StoreError(
-            f"{path} is damaged (the checksum of its index does not hold); restore it, or delete it and write again"
+        raise StoreError(f"{path} is damaged (the checksum of its index does not hold)")
+    try:
+        columns = json.loads(text)
+        index = ShardIndex(
+            checksum=trailer[8:24].hex(),
+            plan_checksum=columns["plan_checksum"],
+            payload_checksum=columns["payload_checksum"],
+            num_bytes=num_bytes,
+            model_bytes=columns["model_bytes"],
+            document_ids=tuple(columns["document_ids"]),
+            num_rows=tuple(columns["num_rows"]),
+            sizes=tuple(columns["sizes"]),
+            crcs=tuple(columns["crcs"]),
+            statistics=columns["statistics"],
         )
-    columns = json.loads(text)
-    index = ShardIndex(
-        checksum=trailer[8:24].hex(),
-        plan_checksum=columns["plan_checksum"],
-        payload_checksum=columns["payload_checksum"],
-        num_bytes=num_bytes,
-        model_bytes=columns["model_bytes"],
-        document_ids=tuple(columns["document_ids"]),
-        num_rows=tuple(columns["num_rows"]),
-        sizes=tuple(columns["sizes"]),
-        crcs=tuple(columns["crcs"]),
-        statistics=columns["statistics"],
-    )
-    if index.payload_bytes + length + _TRAILER != num_bytes:
-        raise StoreError(f"{path} is damaged (its length is not what its index says); restore it, or delete it and write again")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged (its index is not that of a shard)") from error
+    if index.payload_bytes + len(text) + TRAILER != num_bytes:
+        raise StoreError(f"{path} is damaged (its length is not what its index says)")
     return index
 
 
-def map_shard(path: Path) -> np.ndarray:
-    """The file's bytes, uint8, mapped and read as they are touched."""
+def _read_end(path: Path) -> tuple[int, bytes, bytes]:
+    """A shard's length, the text of its index, and what follows it."""
     with path.open("rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+        num_bytes = os.fstat(file.fileno()).st_size
+        file.seek(max(num_bytes - TRAILER, 0))
+        trailer = file.read()
+        length = int.from_bytes(trailer[:8], "little")
+        if trailer[24:] != _MAGIC or length > num_bytes - TRAILER:
+            raise StoreError(f"{path} is damaged (its end is not that of a shard)")
+        file.seek(num_bytes - TRAILER - length)
+        return num_bytes, file.read(length), trailer
+
+
+def checksum_at_end(end: bytes) -> str | None:
+    """The checksum of a shard, from the last `TRAILER` bytes of its file; None where they are not those of a shard."""
+    return end[8:24].hex() if len(end) == TRAILER and end[24:] == _MAGIC else None
+
+
+def map_shard(path: Path) -> np.ndarray:
+    """The file's bytes, uint8, mapped and read as they are touched; `StoreError` where it is gone or empty."""
+    try:
+        with path.open("rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise StoreError(
+            f"{path} cannot be read any more ({error}): the store was damaged, or replaced, after it was opened; open it "
+            "again, or see what `limbeck cache verify` says"
+        ) from error
 
 
 def model_of(data: np.ndarray) -> bytes:
@@ -197,24 +235,21 @@ def model_of(data: np.ndarray) -> bytes:
 def verify_shard(
     path: Path, *, checksum: str, signal: StoredSignal, vocab_size: int, progress: Callable[[int], None]
 ) -> list[str]:
-    """What is wrong with a shard, one sentence each: every byte is read, every row decoded. `progress` is given bytes read."""
+    """What is wrong with a shard, one clause each: every byte is read, every row decoded. `progress` is given bytes read."""
     try:
-        index = read_index(path)
+        index, data = read_index(path), map_shard(path)
     except StoreError as error:
         return [str(error)]
     problems = []
     if index.checksum != checksum:
         problems.append(f"{path} is not the shard that store.json speaks of (checksum {index.checksum}, not {checksum})")
-    data = map_shard(path)
     digest = hashlib.blake2b(digest_size=16)
     for start in range(0, index.payload_bytes, _CHUNK):
         chunk = data[start : min(start + _CHUNK, index.payload_bytes)]
         digest.update(chunk.data)
         progress(len(chunk))
     if digest.hexdigest() != index.payload_checksum:
-        problems.append(
-            f"{path} is damaged (the checksum of its rows does not hold); delete it and store.json, and write again"
-        )
+        problems.append(f"{path} is damaged (the checksum of its rows does not hold)")
     progress(index.num_bytes - index.payload_bytes)
     model = model_of(data)
     for crc, (document_id, num_rows, offset, size) in zip(index.crcs, index.places(), strict=True):

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from limbeck.errors import StoreError
+from limbeck.paths import is_remote
 from limbeck.signals.codec import DamagedRowsError, Decoded, Piece, decode, row_checks
 from limbeck.signals.manifest import STORE_FILE, StoreIdentity, read_json, read_manifest
-from limbeck.signals.remote import local_folder
+from limbeck.signals.places import fetch_manifest, open_place
+from limbeck.signals.remote import damage_remedy, local_folder, looking_at
 from limbeck.signals.serve import check_can_serve, narrow
 from limbeck.signals.shards import map_shard, model_of, read_index, verify_shard
 from limbeck.signals.types import SparseRows
@@ -91,6 +93,13 @@ class SignalStore:
     def missing_documents(self, document_ids: Iterable[str]) -> list[str]:
         """Those of the given documents that have no rows here."""
         return [document_id for document_id in document_ids if document_id not in self._places]
+
+    def shard_documents(self) -> list[list[str]]:
+        """The documents of each shard."""
+        shards: list[list[str]] = [[] for _ in self._manifest["shards"]]
+        for document_id, place in self._places.items():
+            shards[place.shard].append(document_id)
+        return shards
 
     def num_rows(self, document_id: str) -> int:
         """Rows of a document: one fewer than its tokens."""
@@ -176,8 +185,8 @@ class SignalStore:
         if document_id not in self._intact:
             if zlib.crc32(data.data) != place.crc:
                 raise StoreError(
-                    f"{self._file(place)}: the rows of document {document_id} changed since they were written; restore the "
-                    f"file, or delete it and {self.path / STORE_FILE} and run `limbeck cache write` again"
+                    f"{self._file(place)}: the rows of document {document_id} changed since they were written; "
+                    f"{damage_remedy(self.path, self._manifest)}"
                 )
             self._intact.add(document_id)
         return Piece(data=data, model=model_of(self._maps[place.shard]), num_rows=place.num_rows, start=start, stop=stop)
@@ -194,10 +203,13 @@ class SignalStore:
     def _index_documents(self) -> dict[str, _Place]:
         places: dict[str, _Place] = {}
         for shard, entry in enumerate(self._manifest["shards"]):
-            index = read_index(self.path / entry["file"])
-            if index.checksum != entry["checksum"]:
-                file = self.path / entry["file"]
-                raise StoreError(f"{file} is not the shard that {STORE_FILE} speaks of; restore it, or write the store again")
+            file = self.path / entry["file"]
+            try:
+                index = read_index(file)
+                if index.checksum != entry["checksum"]:
+                    raise StoreError(f"{file} is not the shard that {STORE_FILE} speaks of")
+            except StoreError as error:
+                raise StoreError(f"{error}; {damage_remedy(self.path, self._manifest)}") from error
             passed_over = frozenset(entry.get("without", ()))  # see `limbeck.signals.merge`
             for (document_id, num_rows, offset, num_bytes), crc in zip(index.places(), index.crcs, strict=True):
                 if document_id not in passed_over:
@@ -221,14 +233,12 @@ class VerifyReport:
 def verify(path: Path | str, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Reads every byte of a store and decodes every row. `progress` is given (bytes done, bytes in all).
 
-    Damage is reported, not raised; `StoreError` where there is no complete store.
+    Of a store at a URL the objects that lie there now are read, one after another, and no copy of them in the cache. Damage is
+    reported, not raised; `StoreError` where there is no complete store.
     """
-    path = local_folder(path)
-    if not (path / STORE_FILE).exists():
-        read_manifest(path)
     try:
-        manifest = read_json(path / STORE_FILE)
-    except StoreError as error:
+        manifest = _manifest_to_verify(path)
+    except _DamagedManifestError as error:
         return VerifyReport(shards=0, bytes=0, problems=(str(error),))
     identity = StoreIdentity(**manifest["plan"]["identity"])
     total = sum(entry["bytes"] for entry in manifest["shards"])
@@ -242,11 +252,29 @@ def verify(path: Path | str, *, progress: Callable[[int, int], None] | None = No
 
     problems: list[str] = []
     for entry in manifest["shards"]:
-        problems += verify_shard(
-            path / entry["file"],
-            checksum=entry["checksum"],
-            signal=identity.spec,
-            vocab_size=identity.vocab_size,
-            progress=advance,
-        )
-    return VerifyReport(shards=len(manifest["shards"]), bytes=done, problems=tuple(problems))
+        with looking_at(path, entry) as file:
+            found = verify_shard(
+                file,
+                checksum=entry["checksum"],
+                signal=identity.spec,
+                vocab_size=identity.vocab_size,
+                progress=advance,
+            )
+        problems += [problem.replace(str(file), f"{path}/{entry['file']}") for problem in found]
+    remedy = damage_remedy(path, manifest)
+    return VerifyReport(len(manifest["shards"]), done, tuple(f"{problem}; {remedy}" for problem in problems))
+
+
+class _DamagedManifestError(StoreError):
+    """There is a `store.json`, and it is not what was written."""
+
+
+def _manifest_to_verify(path: Path | str) -> dict[str, Any]:
+    if is_remote(path):
+        return fetch_manifest(*open_place(str(path)), url=str(path))[1]
+    try:
+        return read_json(Path(path) / STORE_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return read_manifest(Path(path))
+    except StoreError as error:
+        raise _DamagedManifestError(str(error)) from error

@@ -1,15 +1,19 @@
 """Writing a signal store, shard by shard.
 
 Shards are planned from the list of documents alone. Each is put in place whole; the store is published last. A kill loses at
-most the shard in progress, and the next writer with the same identity and plan goes on from there. Writers may share a folder:
-a shard that two of them write is one or the other's.
+most the shard in progress, and the next writer with the same identity and plan goes on from there.
+
+Writers may share a folder, whether they know of each other or not. The first to put its plan there decides what is written; of
+a shard that several write the first one's stays, since the manifest of whoever publishes names it by its checksum, and no two
+took the same time to score it. A shard that is missing or damaged is pending, also in a store that is published already, and
+publishing again makes the manifest anew where it speaks of other shards.
 """
 
 import dataclasses
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ from limbeck.signals.manifest import (
     read_json,
     write_json,
 )
-from limbeck.signals.shards import ShardIndex, ShardPlan, plan_shards, read_index, write_shard
+from limbeck.signals.shards import ShardIndex, ShardPlan, finished_index, plan_shards, write_shard
 from limbeck.signals.types import SparseRows
 
 STALE_SECONDS = 3600.0
@@ -39,7 +43,8 @@ class StoreWriter:
     """Writes a store, or goes on with one that was interrupted.
 
     `documents` are (id, number of tokens), in the order in which they fill shards of up to `shard_tokens` tokens; a document
-    named twice is stored once. Raises `StoreError` where the folder holds a store of another identity or plan.
+    named twice is stored once. Those of `begins` begin a shard. Raises `StoreError` where the folder holds a store of another
+    identity or plan.
     """
 
     def __init__(
@@ -49,10 +54,11 @@ class StoreWriter:
         identity: StoreIdentity,
         documents: Sequence[tuple[str, int]],
         shard_tokens: int,
+        begins: Collection[str] = (),
     ) -> None:
         self.path = path
         self.identity = identity
-        self.shards = plan_shards(_distinct(documents, path=path), shard_tokens=shard_tokens)
+        self.shards = plan_shards(_distinct(documents, path=path), shard_tokens=shard_tokens, begins=begins)
         self._indices: dict[int, ShardIndex] = {}
         plan = {
             "format": FORMAT,
@@ -64,12 +70,7 @@ class StoreWriter:
         self._plan = json.loads(canonical(plan))  # as it will be read back
         self._plan_checksum = checksum_of(plan)
         path.mkdir(parents=True, exist_ok=True)
-        if self.is_complete:
-            self._require_same_plan(read_json(path / STORE_FILE)["plan"])
-        elif (path / PLAN_FILE).exists():
-            self._require_same_plan(read_json(path / PLAN_FILE))
-        else:
-            write_json(path / PLAN_FILE, self._plan)
+        self._claim()
 
     @property
     def is_complete(self) -> bool:
@@ -78,7 +79,7 @@ class StoreWriter:
 
     def pending_shards(self) -> list[ShardPlan]:
         """The shards still to be scored, in order; those that another process has finished meanwhile are not among them."""
-        return [] if self.is_complete else [shard for shard in self.shards if not self._is_finished(shard)]
+        return [] if self._is_union else [shard for shard in self.shards if not self._is_finished(shard)]
 
     def write_shard(self, index: int, documents: Sequence[tuple[str, np.ndarray, SparseRows]], *, seconds: float = 0.0) -> None:
         """Encodes and stores all documents of a shard, as (id, tokens, rows) in the plan's order.
@@ -88,7 +89,7 @@ class StoreWriter:
         """
         shard = self.shards[index]
         assert tuple((document_id, len(tokens)) for document_id, tokens, _ in documents) == shard.documents
-        if self.is_complete or self._is_finished(shard):
+        if self._is_union or self._is_finished(shard):
             return
         write_shard(
             self.path / shard.file,
@@ -102,7 +103,10 @@ class StoreWriter:
     def publish(self) -> None:
         """Makes the store readable: writes `store.json`, the last step. Raises `StoreError` where shards are missing."""
         if self.is_complete:
+            self._require_same_plan(read_json(self.path / STORE_FILE)["plan"])
+        if self._is_union:
             return
+        self._indices.clear()  # what lies there now is what the manifest has to speak of
         pending = self.pending_shards()
         if pending:
             raise StoreError(
@@ -115,18 +119,36 @@ class StoreWriter:
             for shard, index in zip(self.shards, indices, strict=True)
         ]
         values = {"format": FORMAT, "plan": self._plan, "shards": entries, "statistics": _totals(indices)}
-        write_json(self.path / STORE_FILE, values)
+        if not self.is_complete or read_json(self.path / STORE_FILE) != values:
+            write_json(self.path / STORE_FILE, values)
         (self.path / PLAN_FILE).unlink(missing_ok=True)
         _sweep(self.path)
+
+    def _claim(self) -> None:
+        """Make the folder this plan's, or see that it is; of writers that begin together the first one's plan stays."""
+        while True:
+            if self.is_complete:
+                (self.path / PLAN_FILE).unlink(missing_ok=True)  # put there while the store was being published
+                self._require_same_plan(read_json(self.path / STORE_FILE)["plan"])
+                return
+            write_json(self.path / PLAN_FILE, self._plan, keep=lambda there: True)
+            try:
+                self._require_same_plan(read_json(self.path / PLAN_FILE))
+            except FileNotFoundError:  # published meanwhile
+                continue
+            if not self.is_complete:
+                return
+
+    @property
+    def _is_union(self) -> bool:
+        """Whether a store lies there that was merged or extended: its shards follow no plan."""
+        return self.is_complete and read_json(self.path / STORE_FILE)["plan"]["shard_tokens"] is None
 
     def _is_finished(self, shard: ShardPlan) -> bool:
         """True where the shard's file is in place, whole, and of this plan; one that is not is written again."""
         if shard.index not in self._indices:
-            try:
-                index = read_index(self.path / shard.file)
-            except StoreError:
-                return False
-            if index.plan_checksum != self._plan_checksum:
+            index = finished_index(self.path / shard.file, plan_checksum=self._plan_checksum)
+            if index is None:
                 return False
             self._indices[shard.index] = index
         return True
@@ -164,7 +186,7 @@ def _distinct(documents: Sequence[tuple[str, int]], *, path: Path) -> list[tuple
 
 
 def _documents_digest(shards: Sequence[ShardPlan]) -> str:
-    return checksum_of({"documents": [list(document) for shard in shards for document in shard.documents]})
+    return checksum_of({"documents": [[list(document) for document in shard.documents] for shard in shards]})
 
 
 def _totals(indices: Sequence[ShardIndex]) -> dict[str, float]:

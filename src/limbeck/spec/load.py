@@ -107,36 +107,54 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `values` with each dotted path set.
+    """A copy of `values` with each dotted path set. In a list the key is a number, from 0: `objective.terms.0.weight`.
 
-    Setting a `kind` to another value starts that mapping afresh, since the keys of one kind mean nothing to another; so kinds
-    are set before everything else.
+    What holds others is set before them. Setting a `kind` to another value starts that mapping afresh, since the keys of one
+    kind mean nothing to another; so a kind is set before the keys beside it.
     """
     result = _deep_copy(values)
-    for path, value in sorted(overrides.items(), key=lambda item: (not item[0].endswith("kind"), item[0].count("."))):
+    for path, value in sorted(overrides.items(), key=lambda item: (item[0].count("."), not _is_kind(item[0]))):
         *parents, last = path.split(".")
-        node = result
+        node: Any = result
         for depth, parent in enumerate(parents):
             node = _child(node, parent, path=".".join(parents[: depth + 1]))
-        if last == "kind" and node.get("kind") != value:
+        key = _key(node, last, path=path)
+        if last == "kind" and isinstance(node, dict) and node.get("kind") != value:
             node.clear()
-        node[last] = value
+        node[key] = _deep_copy(value)  # or a deeper path would be set in what the caller gave
     return result
 
 
-def _child(node: dict[str, Any], key: str, *, path: str) -> dict[str, Any]:
-    child = node.get(key)
+def _is_kind(path: str) -> bool:
+    return path.rpartition(".")[2] == "kind"
+
+
+def _child(node: Any, key: str, *, path: str) -> Any:
+    """What lies under a key; a mapping is made where nothing does."""
+    place = _key(node, key, path=path)
+    child = node.get(place) if isinstance(node, dict) else node[place]
     if child is None:
-        child = node[key] = {}
-    if not isinstance(child, dict):
+        child = node[place] = {}
+    if not isinstance(child, dict | list):
         raise SpecError(f"{path} holds a value, not keys, so nothing below it can be set")
     return child
+
+
+def _key(node: dict[str, Any] | list[Any], key: str, *, path: str) -> str | int:
+    """The key of a mapping, or the index of a list, that the last part of `path` means."""
+    if isinstance(node, dict):
+        return key
+    whole = path.rpartition(".")[0]
+    if not key.isdecimal() or int(key) >= len(node):
+        places = f"0 to {len(node) - 1}" if node else "none yet"
+        raise SpecError(f"{path}: {whole} is a list without a place {key} (it has {places}); set {whole} to change it whole")
+    return int(key)
 
 
 def _deep_copy(values: Any) -> Any:
     if isinstance(values, Mapping):
         return {key: _deep_copy(value) for key, value in values.items()}
-    return list(map(_deep_copy, values)) if isinstance(values, list) else values
+    return list(map(_deep_copy, values)) if isinstance(values, list | tuple) else values
 
 
 def _scalar(text: str, argument: str) -> Any:

@@ -71,6 +71,12 @@ class DecoupledKL(_Objective):
     by_mass: bool = True
     """False: positions weigh alike whatever mass K holds there (Decoupled Knowledge Distillation, arXiv 2203.08679)."""
 
+    @model_validator(mode="after")
+    def _not_nothing(self) -> Self:
+        if self.mass_weight == 0 and self.conditional_weight == 0:
+            raise ValueError("mass_weight and conditional_weight are both 0: set one of them, or both, above 0")
+        return self
+
 
 class ReverseKL(_PairDivergence):
     """KL(student || teacher): exact on `dense`, truncated on K otherwise.
@@ -136,9 +142,12 @@ class HiddenStates(_Objective):
 
 
 class Custom(_Divergence):
-    """A loss of one's own: `function` names `package.module:name`, called with the student's head statistics and the teacher's
-    `SparseTarget` (None for dense), both at the signal's temperature; it returns nats per token, float, unreduced.
+    """A loss of one's own: `function` names `package.module:name`, installed or in the working directory.
 
+    It is called with the student's `limbeck.objectives.head.HeadStatistics` and the teacher's
+    `limbeck.signals.types.SparseTarget` (None for dense: `expected_T` and `teacher_entropy_T` of the statistics are all that is
+    known of it), both at the signal's temperature. Ids of probability 0 are padding. It returns nats per token, float [T],
+    unreduced, with a gradient. Its metric is `custom_<name>`. `docs/objectives.md` shows how one is written, and
     `limbeck.testing.check_objective` says whether it keeps the rules that ours keep.
     """
 

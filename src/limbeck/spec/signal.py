@@ -6,12 +6,34 @@ lives here and not in the objective because a sparse signal cannot be brought to
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from limbeck.spec.base import Spec
 
 Values = Literal["float16", "uint8"]
 """How log-probs are kept: 11 significant bits, or 256 steps; `limbeck.signals.codec` states the error of both."""
+
+MOST_DRAWS = 1 << 16
+MOST_IDS = 4096
+
+
+def _few_enough_to_store(draws: int) -> int:
+    if draws > MOST_DRAWS:
+        raise ValueError(f"{draws:,} draws, but a row is stored with {MOST_DRAWS:,} ids at most; draw fewer")
+    return draws
+
+
+def _few_enough_to_sort(ids: int) -> int:
+    if ids > MOST_IDS:
+        raise ValueError(
+            f"{ids:,} ids, but time and memory of storing a row grow with their square: {MOST_IDS:,} at most; take fewer, or "
+            "signal.kind=dense for all"
+        )
+    return ids
+
+
+Draws = Annotated[PositiveInt, AfterValidator(_few_enough_to_store)]
+HeadSize = Annotated[PositiveInt, AfterValidator(_few_enough_to_sort)]
 
 
 class _SparseSignal(Spec):
@@ -23,7 +45,7 @@ class TopKSignal(_SparseSignal):
     """The k most probable next tokens with their log-probs, and the mass of all others (the tail)."""
 
     kind: Literal["topk"] = "topk"
-    k: PositiveInt = 64
+    k: HeadSize = 64
     temperature: float = Field(1.0, gt=0)
     values: Values = "float16"
 
@@ -33,7 +55,7 @@ class TopPSignal(_SparseSignal):
 
     kind: Literal["topp"] = "topp"
     p: float = Field(0.95, gt=0, lt=1)
-    cap: PositiveInt = 100
+    cap: HeadSize = 100
     temperature: float = Field(1.0, gt=0)
     values: Values = "float16"
 
@@ -46,7 +68,7 @@ class SampledSignal(_SparseSignal):
     """
 
     kind: Literal["sampled"] = "sampled"
-    draws: PositiveInt = 50
+    draws: Draws = 50
     min_draws: PositiveInt | None = None
     """None: `draws` everywhere. Otherwise so many where the teacher is certain, rising with its entropy to `draws`."""
     full_entropy_nats: float = Field(3.0, gt=0)
@@ -69,8 +91,8 @@ class HybridSignal(_SparseSignal):
     """The k most probable tokens exactly, and `draws` draws with replacement from the rest: unbiased, with less variance."""
 
     kind: Literal["hybrid"] = "hybrid"
-    k: PositiveInt = 12
-    draws: PositiveInt = 16
+    k: HeadSize = 12
+    draws: Draws = 16
     temperature: float = Field(1.0, gt=0)
     seed: int = Field(0, ge=0)
     values: Values = "float16"

@@ -1,12 +1,13 @@
 """Which model teaches, and how much of a document it may read at once."""
 
 from abc import abstractmethod
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from limbeck.errors import SpecError
 from limbeck.spec.base import Spec
-from limbeck.spec.quantisation import Quantisation
+from limbeck.spec.quantisation import Quantisation, quantisation_named
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -32,8 +33,18 @@ class _Teacher(Spec):
     dtype: DType = "auto"
     """`auto` is bfloat16 where a probe finds it faster than float32, otherwise float32."""
     quantisation: Quantisation | None = None
-    """Round the weights once they are loaded. What a file was quantised with before stays in it."""
+    """Round the weights once they are loaded: a scheme, or its name (`int4-g128`). A file's own quantisation stays in it."""
     context: Context = Context()
+
+    @field_validator("quantisation", mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            return quantisation_named(given)
+        except SpecError as error:  # of which pydantic makes one with the key's path
+            raise ValueError(str(error)) from None
 
     @property
     @abstractmethod

@@ -52,7 +52,8 @@ class WithLearningRate(Spec):
 
 
 class Balanced(Spec):
-    """For `hidden` alone: constant(all other terms / this one) * share, so that it is as large as they are (Minitron).
+    """For `hidden` alone: constant(|all terms that are not balanced| / this one) * share, so that it is as large as they are
+    (Minitron). A z-loss counts among them.
 
     The ratio is taken in each micro-batch of each process.
     """

@@ -1,22 +1,26 @@
 """Writing the signal stores that recipes need, with one pass of the teacher over the documents.
 
-Under `torchrun` the processes share the documents (`limbeck.teachers.cache`). A store whose path is a URL is written in the
-user cache and published there when it is complete.
+Under `torchrun` the processes share the documents (`limbeck.teachers.cache`), and those that are told to stop because one of
+them died write the shard in hand first. A store whose path is a URL is written in the user cache and published from there when
+it is complete; so processes on several machines need a cache that they share (`LIMBECK_CACHE`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from limbeck.compute import pick_device
 from limbeck.errors import SpecError
 from limbeck.paths import is_remote
+from limbeck.signals.manifest import discard
 from limbeck.signals.merge import Merged
-from limbeck.signals.remote import outgoing_folder, upload
+from limbeck.signals.remote import is_published_as, outgoing_folder, publish
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal, StoredSignal
-from limbeck.teachers.cache import Share, extend_store, write_stores
+from limbeck.teachers.cache import Share, extend_store, store_identity, write_stores
 from limbeck.teachers.huggingface import Teacher, load_teacher
+from limbeck.train.interrupt import Interrupted, finish_the_step
 from limbeck.train.parallel import Processes, leave, start_processes, wait_for_all
 from limbeck.train.setup import Texts, open_texts
 
@@ -47,7 +51,7 @@ def write_recipe_stores(recipes: Sequence[Recipe]) -> list[str]:
 
 
 def extend_recipe_store(path: Path, recipe: Recipe) -> Merged | None:
-    """Add to a store the training documents of a recipe that it lacks; None where it lacks none."""
+    """Add to a store the training documents of a recipe that it lacks, and draws; None where it lacks none."""
     signal = recipe.signal
     if not recipe.uses_store or signal is None or isinstance(signal, DenseSignal):
         raise _reads_none(recipe)
@@ -62,12 +66,16 @@ def _write_together(recipes: Sequence[Recipe]) -> None:
     first = recipes[0]
     assert first.teacher is not None, "the recipe's validator requires one"
     texts, teacher, processes = _open(first)
-    folders = {path: outgoing_folder(path) for path in stores_of(recipes)}
-    signals = {folders[path]: signal for path, signal in stores_of(recipes).items()}
-    write_stores(teacher, texts.train, signals, context=first.teacher.context, share=_share(processes))
-    for path, folder in folders.items():
-        if is_remote(path) and processes.is_first:
-            upload(folder, path)
+    context = first.teacher.context
+    signals = {}
+    for path, signal in stores_of(recipes).items():
+        if not is_published_as(path, store_identity(teacher, texts.train, signal, context=context)):
+            signals[path] = signal
+    folders = {outgoing_folder(path): signal for path, signal in signals.items()}
+    write_stores(teacher, texts.train, folders, context=context, share=_share(processes))
+    for path in filter(is_remote, stores_of(recipes)):
+        if processes.is_first:
+            publish(path) if path in signals else discard(outgoing_folder(path))
     leave(processes)
 
 
@@ -82,7 +90,22 @@ def _open(recipe: Recipe) -> tuple[Texts, Teacher, Processes]:
 
 
 def _share(processes: Processes) -> Share:
-    return Share(processes.rank, processes.world_size, partial(wait_for_all, processes))
+    wait = partial(wait_for_all, processes)
+    if processes.world_size == 1:
+        return Share(wait=wait)
+    return Share(processes.rank, processes.world_size, wait, finish_the_shard)
+
+
+@contextmanager
+def finish_the_shard() -> Iterator[Callable[[], None]]:
+    """Turn the first SIGINT or SIGTERM into a stop at the next call of what it gives; a second one stops at once."""
+    with finish_the_step() as interrupt:
+
+        def stop_if_asked() -> None:
+            if interrupt.asked:
+                raise Interrupted("stopped after a shard that is kept; the same command goes on from there")
+
+        yield stop_if_asked
 
 
 def _reads_none(recipe: Recipe) -> SpecError:

@@ -23,15 +23,20 @@ Packaged = BitsAndBytesQuantisation | TorchAOQuantisation
 
 def loading_arguments(scheme: Packaged, files: TeacherFiles, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` is told besides; `TeacherError` where the package or a kernel is missing."""
-    package_version(scheme)
+    check_package(scheme, dtype=dtype, device=device)
     kept = _kept(files)
     config = _bitsandbytes(scheme, kept, dtype) if isinstance(scheme, BitsAndBytesQuantisation) else _torchao(scheme, kept)
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def check_package(scheme: Packaged, *, dtype: torch.dtype, device: torch.device) -> None:
+    """`TeacherError` where the package is missing, or has no kernel for this device and dtype."""
+    package_version(scheme)
     if isinstance(scheme, TorchAOQuantisation) and scheme.bits == 4 and (device.type, dtype) != ("cuda", torch.bfloat16):
         raise TeacherError(
             f"teacher.quantisation={scheme.slug} computes on CUDA in bfloat16 only, not on {device} in {_name(dtype)}: use "
             "bitsandbytes, or kind=integer for its error alone"
         )
-    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def package_version(scheme: Packaged) -> str:
@@ -61,14 +66,19 @@ def quantised_matrices(model: Any, scheme: Packaged) -> tuple[QuantisedMatrix, .
     return tuple(found)
 
 
-def _kept(files: TeacherFiles) -> list[str]:
-    """Names of the modules to leave alone: the head, and the routers of experts. Asked of the model without its weights."""
+def without_weights(files: TeacherFiles) -> Any:
+    """The teacher's model on the device `meta`: its modules and shapes, by its config alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     revision, remote = files.hub_revision, files.trust_remote_code
     config = AutoConfig.from_pretrained(files.model, revision=revision, trust_remote_code=remote)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=remote)
+
+
+def _kept(files: TeacherFiles) -> list[str]:
+    """Names of the modules to leave alone: the head, and the routers of experts."""
+    model = without_weights(files)
     ends = {id(module) for module in (model.get_output_embeddings(), model.get_input_embeddings())}
     return sorted({name for name, module in model.named_modules() if id(module) in ends} | routers(model))
 

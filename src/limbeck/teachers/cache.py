@@ -3,17 +3,21 @@
 Work goes shard by shard. What a shard holds and how its windows are grouped depends on the documents alone, so a store that was
 interrupted and resumed, or written by any number of processes, is the store that one would have written in one go. Processes
 share the shards that are missing when they start, in turn, and write to one folder; the first publishes when all are done. A
-process that dies takes the shard in its hands with it, and nothing else.
+process that is killed takes the shard in its hands with it. The others, which are told to stop as soon as one is gone, finish
+theirs first, for as long as who tells them waits (`torchrun`: 30 seconds); a shard that takes longer is lost too.
 
-A store can be extended by more documents. They are scored into a store of their own inside it (`EXTENSION`), which is then made
-part of it in one step (`limbeck.signals.merge`): until then, readers see the store as it was. More draws are another signal:
-their rows are scored afresh, into another store; that the first of them are the old ones makes the two comparable.
+A store can be extended by more documents, and by more draws. They are scored into a store of their own inside it (`EXTENSION`),
+which then becomes part of it, or takes the place of its rows, in one step (`limbeck.signals.merge`): until then, readers see
+the store as it was. The first of more draws are the old ones, provided that teacher and rounding are the same, so old
+documents are scored anew in the shards that they are in, and every draw is compared. What a kill leaves is taken up by the next
+extension: one that was scored to its end is made part of the store first, whatever is asked for then.
 """
 
 import dataclasses
-import shutil
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +25,28 @@ import numpy as np
 import torch
 
 from limbeck.data.token_store import TokenStore
+from limbeck.errors import StoreError
 from limbeck.progress import progress
-from limbeck.signals.manifest import StoreIdentity, signal_identity
-from limbeck.signals.merge import Merged, absorb, documents_digest, require_same_but_documents
+from limbeck.signals.manifest import (
+    PLAN_FILE,
+    StoreIdentity,
+    canonical,
+    differences,
+    discard,
+    is_published,
+    read_json,
+    signal_identity,
+)
+from limbeck.signals.merge import (
+    Merged,
+    absorb,
+    documents_digest,
+    draws_of,
+    remove_superseded,
+    require_same_but_documents,
+    supersede,
+    with_draws,
+)
 from limbeck.signals.rows import concatenate
 from limbeck.signals.select import select_all
 from limbeck.signals.store import SignalStore
@@ -48,6 +71,8 @@ class Share:
     rank: int = 0
     world_size: int = 1
     wait: Callable[[], None] = lambda: None
+    between_shards: Callable[[], AbstractContextManager[Callable[[], None]]] = lambda: nullcontext(lambda: None)
+    """Entered while shards are scored; what it gives is called after each, and raises where this process is to stop."""
 
 
 ALONE = Share()
@@ -64,7 +89,7 @@ def write_stores(
 ) -> None:
     """Score every document of `store` once and publish one signal store per path. Resumes what an earlier call left."""
     identities = {path: store_identity(teacher, store, signal, context=context) for path, signal in signals.items()}
-    _write(teacher, store, list(range(len(store))), identities, context=context, shard_tokens=shard_tokens, share=share)
+    _write(teacher, store, list(range(len(store))), identities, context, shard_tokens=shard_tokens, share=share)
 
 
 def extend_store(
@@ -79,29 +104,78 @@ def extend_store(
 ) -> Merged | None:
     """Score the documents of `store` that the signal store at `path` lacks and make them part of it; None if it lacks none.
 
-    Raises `StoreError` where it holds other rows than `signal` of this teacher, tokenizer and context.
+    Where `signal` asks for more draws, all documents get them first. Raises `StoreError` where the store holds other rows than
+    `signal` of this teacher, tokenizer and context, or where its draws are not the first of the new ones.
     """
-    held = SignalStore.open(path)
     asked = store_identity(teacher, store, signal, context=context)
+    merged = _settle(path, share=share)
+    held = SignalStore.open(path)
+    has_more_draws = draws_of(asked) > draws_of(held.identity)
     require_same_but_documents(
-        held.identity,
+        with_draws(held.identity, draws_of(asked)) if has_more_draws else held.identity,
         asked,
         path=path,
-        remedy="only documents can be added; write another store with `limbeck cache write` and store=PATH",
+        remedy="only documents and draws can be added; write another store with `limbeck cache write` and store=PATH",
     )
+    if has_more_draws:
+        places = _places_of(store, held)
+        identity = dataclasses.replace(asked, documents=held.identity.documents)
+        begins = {documents[0] for documents in held.shard_documents() if documents}
+        _require_unbegun_or(identity, path / EXTENSION)
+        tokens = int(store.lengths[places].sum())
+        _write(teacher, store, places, {path / EXTENSION: identity}, context, shard_tokens=tokens, begins=begins, share=share)
+        merged = _settle(path, share=share)
     missing = set(held.missing_documents(store.ids))
     lacking = [place for place, name in enumerate(store.ids) if name in missing]
-    if not lacking:
-        return None
-    addition = path / EXTENSION
-    identity = dataclasses.replace(asked, documents=documents_digest(missing))
-    _write(teacher, store, lacking, {addition: identity}, context=context, shard_tokens=shard_tokens, share=share)
-    merged = None
-    if share.rank == 0:
-        merged = absorb(path, addition)
-        shutil.rmtree(addition)
+    if lacking:
+        identity = dataclasses.replace(asked, documents=documents_digest(missing))
+        _require_unbegun_or(identity, path / EXTENSION)
+        _write(teacher, store, lacking, {path / EXTENSION: identity}, context, shard_tokens=shard_tokens, share=share)
+        merged = _settle(path, share=share)
+    return merged
+
+
+def _settle(path: Path, *, share: Share) -> Merged | None:
+    """One process brings an extension that is scored into its store; None where there is none."""
+    merged = _bring_in(path, path / EXTENSION) if share.rank == 0 and is_published(path / EXTENSION) else None
     share.wait()
     return merged
+
+
+def _bring_in(path: Path, addition: Path) -> Merged | None:
+    """Make a store part of another or let it take its place, unless that was done and it was left behind."""
+    held, extension, merged = SignalStore.open(path), SignalStore.open(addition), None
+    if draws_of(extension.identity) > draws_of(held.identity):
+        merged = supersede(path, addition)
+    elif held.missing_documents(extension.document_ids):
+        merged = absorb(path, addition)
+    remove_superseded(path)
+    discard(addition)
+    return merged
+
+
+def _places_of(store: TokenStore, held: SignalStore) -> list[int]:
+    """Where the documents of a signal store are in the token store, in the former's order."""
+    place = {name: index for index, name in enumerate(store.ids)}
+    lost = [name for name in held.document_ids if name not in place]
+    if lost:
+        raise StoreError(
+            f"{held.path} holds {len(lost):,} documents that the recipe has not (first: {lost[0]}), and more draws need the "
+            "texts of all; name them in data.train too, or write another store with `limbeck cache write` and store=PATH"
+        )
+    return [place[name] for name in held.document_ids]
+
+
+def _require_unbegun_or(identity: StoreIdentity, addition: Path) -> None:
+    """Raises `StoreError` where an extension was begun that is another one."""
+    if not (addition / PLAN_FILE).exists():
+        return
+    held = read_json(addition / PLAN_FILE)["identity"]
+    if list(differences(held, json.loads(canonical(dataclasses.asdict(identity))))):
+        raise StoreError(
+            f"{addition} holds an extension that was begun for other documents or another signal; finish it with the "
+            "`limbeck cache extend` that began it, or delete that folder"
+        )
 
 
 def _write(
@@ -109,16 +183,17 @@ def _write(
     store: TokenStore,
     places: Sequence[int],
     identities: Mapping[Path, StoreIdentity],
-    *,
     context: Context,
+    *,
     shard_tokens: int | None,
+    begins: Collection[str] = (),
     share: Share,
 ) -> None:
     """Score the documents at `places` into one store for each identity, together with the other processes."""
     documents = [(store.ids[place], int(store.lengths[place])) for place in places]
     shard_tokens = shard_tokens or max(SHARD_TOKENS, sum(length - 1 for _, length in documents) // MOST_SHARDS)
     writers = [
-        StoreWriter(path, identity=identity, documents=documents, shard_tokens=shard_tokens)
+        StoreWriter(path, identity=identity, documents=documents, shard_tokens=shard_tokens, begins=begins)
         for path, identity in identities.items()
     ]
     waiting = [{shard.index: shard for shard in writer.pending_shards()} for writer in writers]
@@ -126,9 +201,9 @@ def _write(
     every = sorted({index: shard for shards in waiting for index, shard in shards.items()}.items())
     todo = every[share.rank :: share.world_size]
     place = {store.ids[index]: index for index in places}
-    with progress(
-        f"{teacher.files.name} reads documents", total=sum(shard.num_tokens - len(shard.documents) for _, shard in todo)
-    ) as advance:
+    rows_to_score = sum(shard.num_tokens - len(shard.documents) for _, shard in todo)
+    title = f"{teacher.files.name} reads documents"
+    with progress(title, total=rows_to_score) as advance, share.between_shards() as stop_if_asked:
         for index, shard in todo:
             lacking = [writer for writer, shards in zip(writers, waiting, strict=True) if index in shards]
             ids = shard.document_ids
@@ -140,6 +215,7 @@ def _write(
             for number, writer in enumerate(lacking):
                 content = [(ident, array, taken[number]) for ident, array, taken in zip(ids, tokens, rows, strict=True)]
                 writer.write_shard(index, content, seconds=seconds)
+            stop_if_asked()
     share.wait()
     if share.rank == 0:
         for writer in writers:

@@ -12,11 +12,12 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import TeacherError
+from limbeck.errors import TeacherError, first_line
 from limbeck.paths import cache_folder, put_in_place, write_atomically
 from limbeck.progress import say
 from limbeck.spec.teacher import GGUFTeacher, HuggingFaceTeacher, SmolLM2Teacher, Teacher
@@ -34,7 +35,8 @@ class TeacherFiles:
     """A folder or a hub id."""
     revision: str | None = None
     quantisation: str = "none"
-    """What was rounded, in this order: `none`, `gguf Q4_1` by the file, `int4-g128` by the recipe, `gguf Q8_0, int4-g128`."""
+    """What was rounded, in this order: `none`, `gguf Q4_1` or `gptq 4-bit` by the file, `int4-g128` by the recipe,
+    `gguf Q8_0, int4-g128`."""
     trust_remote_code: bool = False
 
     @property
@@ -57,7 +59,8 @@ def _located(spec: Teacher) -> TeacherFiles:
         case HuggingFaceTeacher(gguf_file=str(gguf_file)):
             return _converted(Path(_gguf_in(spec, gguf_file)), name=spec.model_slug)
         case HuggingFaceTeacher():
-            return TeacherFiles(spec.model, spec.model, spec.revision, trust_remote_code=spec.trust_remote_code)
+            files = TeacherFiles(spec.model, spec.model, spec.revision, trust_remote_code=spec.trust_remote_code)
+            return dataclasses.replace(files, quantisation=_stated_quantisation(read_config(files) or {}))
         case GGUFTeacher():
             return _converted(Path(spec.path), name=spec.model_slug)
         case SmolLM2Teacher():
@@ -70,8 +73,27 @@ def read_config(files: TeacherFiles) -> dict[str, Any] | None:
     path = _config_path(files)
     if path is None:
         return None
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TeacherError(f"{path} is no valid JSON ({first_line(error)}): restore it") from None
     return config
+
+
+def _stated_quantisation(config: Mapping[str, Any]) -> str:
+    """What a config.json says its weights were quantised with: `mxfp4`, `gptq 4-bit`, `compressed-tensors 8-bit`, `none`.
+
+    transformers knows it by `quant_method`, and bitsandbytes without one by `load_in_4bit`; the bits have a key in each format.
+    """
+    stated = config.get("quantization_config") or config.get("compression_config")
+    if not stated:
+        within = config.get("text_config")
+        return _stated_quantisation(within) if isinstance(within, dict) else "none"
+    loaded = next((bits for bits in (4, 8) if stated.get(f"load_in_{bits}bit")), None)
+    groups = [group.get("weights") or {} for group in (stated.get("config_groups") or {}).values()]
+    bits = {stated.get("bits"), stated.get("w_bit"), loaded, *(weights.get("num_bits") for weights in groups)} - {None}
+    method = stated.get("quant_method") or ("bitsandbytes" if loaded else "of unknown method")
+    return f"{method} {'/'.join(sorted(map(str, bits)))}-bit" if bits else str(method)
 
 
 def weights_digest(files: TeacherFiles) -> str | None:
@@ -140,7 +162,7 @@ def _gguf_in(spec: HuggingFaceTeacher, gguf_file: str) -> str:
     try:
         return str(hf_hub_download(spec.model, gguf_file, revision=spec.revision))
     except (OSError, HfHubHTTPError, ValueError) as error:
-        raise TeacherError(f"teacher.gguf_file={gguf_file} of {spec.model} cannot be had: {_first_line(error)}") from error
+        raise TeacherError(f"teacher.gguf_file={gguf_file} of {spec.model} cannot be had: {first_line(error)}") from error
 
 
 def _converted(gguf: Path, *, name: str) -> TeacherFiles:
@@ -181,7 +203,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         (building / "limbeck.json").write_text(json.dumps(about), encoding="utf-8")
         put_in_place(building, folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise TeacherError(f"{gguf} cannot be converted: {_first_line(error)}") from error
+        raise TeacherError(f"{gguf} cannot be converted: {first_line(error)}") from error
     finally:
         logging.enable_progress_bar()
         shutil.rmtree(building, ignore_errors=True)
@@ -191,7 +213,3 @@ def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]

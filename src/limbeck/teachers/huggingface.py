@@ -4,6 +4,8 @@ The body and the head run apart, because the head's output, [positions, vocabula
 hundred positions at a time. Legend: B windows, T positions, E width, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +14,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from limbeck.compute import pick_dtype
-from limbeck.errors import TeacherError
+from limbeck.errors import TeacherError, first_line
 from limbeck.spec.quantisation import BitsAndBytesQuantisation, Quantisation, TorchAOQuantisation
 from limbeck.spec.teacher import Teacher as TeacherSpec
-from limbeck.teachers.backends import loading_arguments, package_version, quantised_matrices
+from limbeck.teachers.backends import check_package, loading_arguments, package_version, quantised_matrices, without_weights
 from limbeck.teachers.files import TeacherFiles, locate, weights_digest
-from limbeck.teachers.quantise import QuantisedMatrix, quantise, quantised_share, summary, weights_bytes
+from limbeck.teachers.quantise import QuantisedMatrix, check_quantisable, quantise, quantised_share, summary, weights_bytes
 
 PROBE_TOKENS = 8
 PROBE_SCALE = 64.0
@@ -84,6 +86,7 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
     files = locate(spec)
     dtype = pick_dtype(spec.dtype, device)
     model = _loaded(files, spec.quantisation, dtype=dtype, device=device)
+    files = locate(spec)  # again: a config.json that came with the weights says what they had been quantised with
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and spec.context.window > longest:
         raise TeacherError(
@@ -94,6 +97,20 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
     vocab_size = len(head_VE) if head_VE is not None else int(model.config.get_text_config().vocab_size)
     weights = weights_digest(files) or "unknown"
     return Teacher(model, files, vocab_size, head_VE, dtype, device, weights, quantised, backend)
+
+
+def check_teacher(spec: TeacherSpec, *, device: torch.device) -> None:
+    """What can be wrong with a teacher's quantisation, as far as its config tells: `TeacherError` before weights are read."""
+    match spec.quantisation:
+        case None:
+            return
+        case BitsAndBytesQuantisation() | TorchAOQuantisation() as packaged:
+            check_package(packaged, dtype=pick_dtype(spec.dtype, device), device=device)
+        case simulated:
+            files = locate(spec)
+            with _in_one_line(files):
+                model = without_weights(files)
+            check_quantisable(model, simulated)
 
 
 def _quantised(model: Any, scheme: Quantisation | None) -> tuple[tuple[QuantisedMatrix, ...], str | None]:
@@ -110,11 +127,9 @@ def _quantised(model: Any, scheme: Quantisation | None) -> tuple[tuple[Quantised
 def _loaded(files: TeacherFiles, scheme: Quantisation | None, *, dtype: torch.dtype, device: torch.device) -> Any:
     """The model on its device, ready for inference; a package's scheme is applied on the way."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
     packaged = scheme if isinstance(scheme, BitsAndBytesQuantisation | TorchAOQuantisation) else None
-    logging.disable_progress_bar()
-    try:
+    with _in_one_line(files):
         more = loading_arguments(packaged, files, dtype=dtype, device=device) if packaged is not None else {}
         model = AutoModelForCausalLM.from_pretrained(
             files.model,
@@ -123,14 +138,23 @@ def _loaded(files: TeacherFiles, scheme: Quantisation | None, *, dtype: torch.dt
             trust_remote_code=files.trust_remote_code,
             **more,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise TeacherError(
-            f"teacher {files.name} cannot be loaded from {files.model}: {str(error).strip().splitlines()[0]}"
-        ) from error
-    finally:
-        logging.enable_progress_bar()
     model.requires_grad_(False).eval()
     return model if packaged is not None else model.to(device)  # a packaged one is there, and may not be moved
+
+
+@contextmanager
+def _in_one_line(files: TeacherFiles) -> Iterator[None]:
+    """Without transformers' progress bar; what it raises becomes a `TeacherError`."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = first_line(error) or type(error).__name__
+        raise TeacherError(f"teacher {files.name} cannot be loaded from {files.model}: {reason}") from error
+    finally:
+        logging.enable_progress_bar()
 
 
 @torch.no_grad()

@@ -24,7 +24,9 @@ from limbeck.spec.weight import Balanced
 
 @dataclass(frozen=True)
 class Claims:
-    """Properties that not every objective has. The others (mask, chunks, permutation, padding, finiteness) every one must."""
+    """Properties that not every objective has. The others (mask, chunks, permutation, padding, finiteness, a pull on the
+    logits) every one must.
+    """
 
     zero_at_teacher: bool
     """A student equal to its teacher has no loss and no gradient."""
@@ -34,12 +36,16 @@ class Claims:
     """Micro-batches add up to the whole batch: not where a weight is taken from the micro-batch."""
     hears_misalignment: bool = True
     """Student and teacher one position apart cost more than aligned ones."""
+    prefers_its_teacher: bool = True
+    """A student near its teacher costs less than one that knows nothing of it, on topk, topp and dense."""
     scale: float | None = None
     """Loss over temperature squared times the forward KL on the same signal, near the teacher; None: not claimed."""
 
 
 def claims_of(objective: Objective, signal: Signal | None, *, moment: Moment) -> Claims:
-    """What Limbeck's own objectives claim, from their spec. A `custom` term claims only that its value has a gradient."""
+    """What Limbeck's own objectives claim, from their spec. A `custom` term claims that its value has a gradient, and that it
+    prefers a student near its teacher.
+    """
     parts = terms(objective)
     found = [weighted.term for weighted in parts]
     zero = objective.z_loss_weight == 0 and all(_is_zero_at_teacher(term, signal) for term in found)
@@ -55,6 +61,8 @@ def claims_of(objective: Objective, signal: Signal | None, *, moment: Moment) ->
         additive=not balanced,
         # Where the student's mass leaves the ids, a sum over the ids alone forgets it.
         hears_misalignment=not frozen and not any(isinstance(term, Custom) for term in found),
+        # A z-loss is no distance, and the value beside a constant part is not one that falls towards the teacher.
+        prefers_its_teacher=not frozen and objective.z_loss_weight == 0,
         scale=sum(weight * (scale or 0.0) for weight, scale in zip(weights, scales, strict=True)) if known else None,
     )
 

@@ -3,7 +3,8 @@
 On a toy batch in float64 it checks that the gradient is that of the value (central differences) and, where a plain twin is
 given, that both are the twin's; that a student equal to its teacher is at rest; that positions are alike (permutation), masked
 ones absent, chunks and micro-batches of no consequence, padding silent, misalignment heard; that extreme logits and ids of no
-probability stay finite in float32; and that the scale beside the forward KL is the one stated.
+probability stay finite in float32; that the loss pulls on the logits, and towards the teacher; and that the scale beside the
+forward KL is the one stated.
 
     from limbeck.testing import check_objective
     check_objective(Custom(function="my_losses:alpha_divergence"), signal=TopKSignal(k=8))
@@ -18,6 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from limbeck.errors import SpecError
+from limbeck.objectives.custom import load_functions
 from limbeck.objectives.objective import LossOutput, objective_loss
 from limbeck.objectives.schedule import Moment
 from limbeck.signals.types import SignalRows
@@ -86,7 +89,10 @@ class _Case:
             "moment": self.moment,
             "projection": projection,
         }
-        return objective_loss(self.objective, **(everything | options))  # type: ignore[arg-type]
+        try:
+            return objective_loss(self.objective, **(everything | options))  # type: ignore[arg-type]
+        except SpecError as error:  # the spec was found good before: it is what a function of the user's does
+            raise ConformanceError(f"a loss for each position: {error}") from error
 
     def value_and_gradients(self, toy: Toy, rows: SignalRows | None, **options: object) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Loss, and its gradient of hidden states and head (and of the projection, where there is one)."""
@@ -115,9 +121,10 @@ def check_objective(
 
     `twin` is the loss of each position, weighted and scaled as the objective says, by plain formulas on `Plain`; its mean and
     the gradient of that must be the objective's. `claims` are for terms that Limbeck does not know, `moment` for scheduled
-    weights.
+    weights. A custom function that cannot be loaded is a `SpecError`.
     """
     check_signal(objective, signal)
+    load_functions(objective)
     case = _Case(objective, signal, moment)
     claims = claims or claims_of(objective, signal, moment=moment)
     checks: dict[str, Check] = {
@@ -130,6 +137,8 @@ def check_objective(
         "padding": _check_padding,
         "misalignment": _check_misalignment,
         "finite": _check_finite,
+        "pull": _check_pull,
+        "towards the teacher": _check_preference,
     }
     held = [name for name, check in checks.items() if check(case, claims)]
     if twin is not None:
@@ -270,6 +279,23 @@ def _check_finite(case: _Case, claims: Claims) -> bool:
     return True
 
 
+def _check_pull(case: _Case, claims: Claims) -> bool:
+    """Some logit matters. What is constant has gradients of rounding at most."""
+    norm = _logit_gradient_norm(case)
+    _require(norm > 1e-12, "pull", f"the gradient at the logits is {norm:.3g}: the student would learn nothing")
+    return True
+
+
+def _check_preference(case: _Case, claims: Claims) -> bool:
+    if not claims.prefers_its_teacher or case.signal is None or case.signal.kind not in ("topk", "topp", "dense"):
+        return False
+    stranger, near = make_toy(), taught(make_toy(), noise=0.1)
+    far_off, close = (case.loss(toy, case.rows(toy)).loss.item() for toy in (stranger, near))
+    found = f"{close:.4g} nats near the teacher, {far_off:.4g} far from it"
+    _require(close < far_off, "towards the teacher", found)
+    return True
+
+
 def _check_twin(case: _Case, twin: Callable[[Plain], Tensor]) -> None:
     toy = _ready(make_toy())
     rows = case.rows(toy)
@@ -299,15 +325,20 @@ def _measured_scale(case: _Case) -> float:
 
 def _report(case: _Case, scale: float | None, held: list[str]) -> ObjectiveReport:
     toy = make_toy()
+    loss = case.loss(toy, case.rows(toy)).loss.item()
+    return ObjectiveReport(loss, _logit_gradient_norm(case), scale, tuple(held))
+
+
+def _logit_gradient_norm(case: _Case) -> float:
+    """Of the summed loss, root mean square over positions."""
+    toy = make_toy()
     logits_TV = (toy.hidden_TD @ toy.head_VD.T).requires_grad_()
     rows, tokens, vocabulary = case.rows(toy), *logits_TV.shape
     identity_VV = torch.eye(vocabulary, dtype=torch.float64)
-    loss = case.loss(toy, rows).loss.item()
     projection = None if toy.projection_ED is None else _linear(toy.projection_ED @ torch.linalg.pinv(toy.head_VD))
     by_logits = case.loss(toy, rows, hidden_TD=logits_TV, head_VD=identity_VV, projection=projection).loss
     (gradient_TV,) = torch.autograd.grad(by_logits * tokens, logits_TV)
-    norm = float(gradient_TV.square().sum(-1).mean().sqrt())
-    return ObjectiveReport(loss, norm, scale, tuple(held))
+    return float(gradient_TV.square().sum(-1).mean().sqrt())
 
 
 def _linear(weight_ED: Tensor) -> nn.Module:

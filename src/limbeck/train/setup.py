@@ -17,6 +17,7 @@ from limbeck.data.token_store import TokenStore, prepare
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import SpecError, StoreError
 from limbeck.evals.reference import Reference, reads_alike, teacher_reference
+from limbeck.objectives.custom import load_functions
 from limbeck.objectives.hidden import build_projection
 from limbeck.progress import say
 from limbeck.runs import Costs
@@ -104,6 +105,7 @@ def _teachers_tokenizer(files: TeacherFiles) -> Tokenizer:
 
 def open_setup(recipe: Recipe) -> Setup:
     """Resolve and open a recipe. Raises before anything is computed if the recipe asks for what cannot be given."""
+    load_functions(recipe.objective)
     device = pick_device(recipe.device)
     processes = start_processes(device)
     signals = SignalStore.open(recipe.store_path) if recipe.uses_store else None
@@ -214,7 +216,7 @@ def _check_store(signals: SignalStore, recipe: Recipe, texts: Texts) -> None:
             f"{signals.path} was scored by {held['name']} (weights {held['weights']}), but the recipe's teacher is "
             f"{texts.files.name} (weights {weights}): name the store of this teacher, or write one with `limbeck cache write`"
         )
-    if texts.files is not None and texts.files.quantisation != held["quantisation"]:
+    if weights is not None and texts.files is not None and texts.files.quantisation != held["quantisation"]:
         raise StoreError(
             f"{signals.path} was scored by {held['name']} with quantisation {held['quantisation']}, but the recipe's teacher "
             f"has {texts.files.quantisation}: set teacher.quantisation as the store was written, or name another store"

@@ -21,8 +21,8 @@ def train(recipe: Recipe) -> Path:
     if is_finished(path):
         return path
     setup = open_setup(recipe)
+    checked = preflight(setup)  # before the run has a folder: what is mended here may change the recipe
     writer = RunWriter(path, recipe=setup.recipe, device=str(setup.device)) if setup.processes.is_first else None
-    checked = preflight(setup)
     if writer is not None:
         say(f"{recipe.name}: {checked.line()}")
         writer.preflight(**asdict(checked))

@@ -155,7 +155,7 @@ def _classes(flat: Flat, ranked: np.ndarray, *, classes: int, vocab_size: int) -
     sets_E = np.concatenate([place * num_rows + set_.row_E for place, set_ in enumerate(flat.sets)])
     sets_E, rank_E = sets_E[rank_E >= 0], rank_E[rank_E >= 0]
     total = num_sets * num_rows
-    if classes == 1:
+    if classes == 1 or not rank_E.size:
         return np.full(len(ranked), 1), np.zeros((num_rows, num_sets), dtype=np.int64)
     step = -(-len(rank_E) // MOST_FITTED)
     some = sets_E % step == 0

@@ -18,7 +18,6 @@ n / 2^16 bits.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -36,28 +35,10 @@ Lanes = slice | np.ndarray
 """Which lanes a step is about."""
 
 
-class Shares:
-    """Frequency, and frequencies before, of the number i among n equally likely ones, at 16 bits, for n up to `most`."""
-
-    def __init__(self, most: int) -> None:
-        # A triangle: i below n lies at n (n - 1) / 2 + i.
-        self._row_N = np.arange(most + 1) * (np.arange(most + 1) - 1) // 2
-        count = np.repeat(np.arange(most + 1), np.arange(most + 1))
-        index = np.arange(len(count)) - self._row_N[count]
-        before = (index << _INDEX_BITS) // count
-        self._before = before.astype(np.uint64)
-        self._frequency = (((index + 1) << _INDEX_BITS) // count - before).astype(np.uint64)
-
-    def of(self, index: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint64 both."""
-        places = self._row_N[count] + index
-        return self._frequency[places], self._before[places]
-
-
-@lru_cache(maxsize=8)
-def shares(most: int) -> Shares:
-    """Shares for sets of up to `most` ids."""
-    return Shares(most)
+def _shares(index: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frequency, and frequencies before, uint64, of the number `index` among `count` equally likely ones (int64) at 16 bits."""
+    before = (index << _INDEX_BITS) // count
+    return (((index + 1) << _INDEX_BITS) // count - before).view(np.uint64), before.view(np.uint64)
 
 
 class LaneReader:
@@ -118,10 +99,10 @@ class LaneReader:
             short = short[wider < _LEAST]
         self._state[lanes], self._at[lanes] = state, at
 
-    def put_back(self, lanes: Lanes, index: np.ndarray, count: np.ndarray, among: Shares) -> None:
+    def put_back(self, lanes: Lanes, index: np.ndarray, count: np.ndarray) -> None:
         """Write the number `index` < `count` (int64) that the writer read off each lane."""
         state = self._state[lanes]
-        frequency, before = among.of(index, count)
+        frequency, before = _shares(index, count)
         full = ((state >> np.uint64(48)) >= frequency).nonzero()[0]
         if full.size:
             at = self._at[lanes]
@@ -200,12 +181,12 @@ class LaneWriter:
             state = (whole << part.precision) + (state - whole * part.frequency) + part.before
         self._state[lanes] = state
 
-    def take(self, lanes: np.ndarray, count: np.ndarray, among: Shares) -> np.ndarray:
+    def take(self, lanes: np.ndarray, count: np.ndarray) -> np.ndarray:
         """Read a number below `count` off each lane, int64: what the lane happens to hold."""
         state = self._state[lanes]
         slot = (state & _LOW_WORD).view(np.int64)
         index = ((slot + 1) * count - 1) >> _INDEX_BITS
-        frequency, before = among.of(index, count)
+        frequency, before = _shares(index, count)
         state = frequency * (state >> np.uint64(_INDEX_BITS)) + slot.view(np.uint64) - before
         short = np.flatnonzero((state < _LEAST) & (self._filled[lanes] > 0))
         if short.size:

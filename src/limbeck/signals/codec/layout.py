@@ -25,6 +25,10 @@ from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, StoredS
 MOST_VALUE = {"uint8": 255, "float16": 0x7BFF}
 """The greatest log-prob step of either way of keeping values (`values.py`)."""
 MOST_WEIGHT = (1 << 16) + 1
+MARK_BITS, WEIGHT_BITS = 17, 18
+"""An id with its mark and its weight is one int64 while ids are sorted."""
+MOST_IDS = 1 << 16
+"""Of a set: which of its ids comes next is coded at 16 bits (`lanes.py`)."""
 
 
 class Marks(Enum):
@@ -47,6 +51,9 @@ class SetLayout:
     base: Alphabet
     """Of the number that the marks of a row are told from: its least log-prob, or how many draws it is short of the most."""
     mark: Alphabet
+
+    def __post_init__(self) -> None:
+        assert self.most <= MOST_IDS and self.mark.greatest < 1 << MARK_BITS, "the spec asks for no more"
 
 
 @dataclass(frozen=True)

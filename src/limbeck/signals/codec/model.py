@@ -13,7 +13,7 @@ class; marks that are counts in what there is left to give out, to how many ids,
 import struct
 import zlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from limbeck.signals.codec.tables import MOST_LEVEL, PRECISION, Table, Tables, f
 from limbeck.signals.codec.words import MOST_MEMBERS, NUM_CLASSES, Words, place_bits
 from limbeck.spec.signal import StoredSignal
 
-VERSION = 2
+VERSION = 3
 ENTROPY_BANDS = 32
 MARK_LEVELS = 4
 MOST_CLASSES = 64
@@ -159,9 +159,8 @@ def _pack(data: bytes) -> bytes:
     return _SECTION.pack(len(data), len(shortest)) + shortest
 
 
-@lru_cache(maxsize=64)
 def read_model(data: bytes, signal: StoredSignal, vocab_size: int) -> Model:
-    """The model of some bytes; the last ones read are kept. Raises `DamagedRowsError` where no model has these bytes."""
+    """The model of some bytes. Raises `DamagedRowsError` where no model has these bytes."""
     _require(zlib.crc32(data[:-4]).to_bytes(4, "little") == data[-4:], "its bytes changed since they were written")
     try:
         return _read_model(data[:-4], layout_of(signal), vocab_size)

@@ -8,18 +8,16 @@ Shapes: R rows of all lanes that are read, L lanes, G sets that are not empty, K
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from limbeck.signals.codec.errors import DamagedRowsError
 from limbeck.signals.codec.lanes import LaneReader
 from limbeck.signals.codec.layout import Columns, Layout, Marks, SetColumns, layout_of, no_columns
-from limbeck.signals.codec.model import ENTROPY_BANDS, Model, needs_two_groups, read_model
+from limbeck.signals.codec.model import ENTROPY_BANDS, needs_two_groups
 from limbeck.signals.codec.read_sets import SetsToRead, read_sets
 from limbeck.signals.codec.rows import by_rank, rows_of
-from limbeck.signals.codec.tables import Tables
-from limbeck.signals.codec.words import num_names
+from limbeck.signals.codec.stack import Stack, stack_models
 from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows
 from limbeck.spec.signal import StoredSignal
 
@@ -62,50 +60,13 @@ def decode(pieces: Sequence[Piece], *, signal: StoredSignal, vocab_size: int) ->
     layout = layout_of(signal)
     wanted = [piece for piece in pieces if piece.stop > piece.start]
     if wanted:
-        stack = _stack(tuple(dict.fromkeys(piece.model for piece in wanted)), signal, vocab_size)
+        stack = stack_models([piece.model for piece in wanted], signal=signal, vocab_size=vocab_size)
         plan = _plan(wanted, stack, layout)
         columns, num_bytes = _read(plan, stack, layout=layout, vocab_size=vocab_size), plan.num_bytes
     else:
         columns, num_bytes = no_columns(layout), 0
     rows = rows_of(columns, layout=layout, kind=_KINDS[signal.kind], vocab_size=vocab_size)
     return Decoded(rows, columns.tokens_R, num_bytes)
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """Several models as one: tables one after another."""
-
-    models: dict[bytes, tuple[Model, int]]  # with the first row of its tables
-    tables: Tables
-    level_P: np.ndarray
-    names: np.ndarray
-
-
-@lru_cache(maxsize=4)
-def _stack(keys: tuple[bytes, ...], signal: StoredSignal, vocab_size: int) -> _Stack:
-    models = [read_model(key, signal, vocab_size) for key in keys]
-    tables = [model.tables for model in models]
-    places = np.cumsum([0, *(len(table.frequency_P) for table in tables)])
-    rows = np.cumsum([0, *(len(table.at_R) for table in tables)])
-    names = np.cumsum([num_names(vocab_size), *(len(model.names) for model in models)])
-    firsts = []
-    for model, before in zip(models, names, strict=False):
-        first_P = model.tables.first_P.copy()
-        bands = first_P[-model.mark_levels.size :]
-        bands[bands >= names[0]] += before - names[0]
-        firsts.append(first_P)
-    stacked = Tables(
-        np.concatenate([table.slots for table in tables]),
-        np.concatenate([table.at_R + before for table, before in zip(tables, places, strict=False)]),
-        np.concatenate([table.frequency_P for table in tables]),
-        np.concatenate([table.before_P for table in tables]),
-        np.concatenate(firsts),
-        np.concatenate([table.bits_P for table in tables]),
-    )
-    level_P = np.concatenate([model.level_P for model in models])
-    all_names = np.concatenate([np.arange(names[0]), *(model.names for model in models)])
-    placed = {key: (model, int(row)) for key, model, row in zip(keys, models, rows, strict=False)}
-    return _Stack(placed, stacked, level_P, all_names)
 
 
 @dataclass(frozen=True)
@@ -116,18 +77,19 @@ class _Plan:
     start_L: np.ndarray
     stop_L: np.ndarray
     rows_L: np.ndarray  # of each lane
-    table_row_L: np.ndarray  # where the tables of its model begin
+    model_L: np.ndarray  # which of the stack's models
     is_wanted_R: np.ndarray
     slack: int
     num_bytes: int
 
 
-def _plan(pieces: Sequence[Piece], stack: _Stack, layout: Layout) -> _Plan:
-    words, lengths, lane_rows, table_rows, is_wanted = [], [], [], [], []
+def _plan(pieces: Sequence[Piece], stack: Stack, layout: Layout) -> _Plan:
+    words, lengths, lane_rows, models, is_wanted = [], [], [], [], []
+    which = {key: index for index, key in enumerate(stack.models)}
     num_bytes = 0
     for piece in pieces:
         assert 0 <= piece.start <= piece.stop <= piece.num_rows
-        model, table_row = stack.models[piece.model]
+        model = stack.models[piece.model]
         first, last = piece.start // model.lane_rows, -(-piece.stop // model.lane_rows)
         length_L, begin = _lane_lengths(piece.data, -(-piece.num_rows // model.lane_rows))
         ends = np.cumsum(length_L)
@@ -137,13 +99,13 @@ def _plan(pieces: Sequence[Piece], stack: _Stack, layout: Layout) -> _Plan:
         lengths.append(length_L[first:last])
         starts = np.arange(first, last) * model.lane_rows
         lane_rows.append(np.minimum(starts + model.lane_rows, piece.num_rows) - starts)
-        table_rows.append(np.full(last - first, table_row))
+        models.append(np.full(last - first, which[piece.model]))
         row = np.arange(starts[0], starts[-1] + lane_rows[-1][-1])
         is_wanted.append((row >= piece.start) & (row < piece.stop))
     length_L = np.concatenate(lengths)
     # What a reader puts back is less than the orders of a row's sets hold, and at most log2 of the ids for each id.
     slack = 8 + sum(set_.most * set_.most.bit_length() // 16 for set_ in layout.sets)
-    return _with_slack(words, length_L, slack=slack, rest=(lane_rows, table_rows, is_wanted), num_bytes=num_bytes)
+    return _with_slack(words, length_L, slack=slack, rest=(lane_rows, models, is_wanted), num_bytes=num_bytes)
 
 
 def _with_slack(
@@ -155,13 +117,13 @@ def _with_slack(
     stop_L = np.cumsum(length_L + slack)
     place = np.arange(len(flat)) + slack * np.repeat(np.arange(1, len(length_L) + 1), length_L)
     roomy[place] = flat
-    lane_rows, table_rows, is_wanted = rest
+    lane_rows, models, is_wanted = rest
     return _Plan(
         roomy,
         stop_L - length_L,
         stop_L,
         np.concatenate(lane_rows),
-        np.concatenate(table_rows),
+        np.concatenate(models),
         np.concatenate(is_wanted),
         slack,
         num_bytes,
@@ -186,7 +148,7 @@ def _lane_lengths(data: np.ndarray, num_lanes: int) -> tuple[np.ndarray, int]:
     return length_L, begin
 
 
-def _read(plan: _Plan, stack: _Stack, *, layout: Layout, vocab_size: int) -> Columns:
+def _read(plan: _Plan, stack: Stack, *, layout: Layout, vocab_size: int) -> Columns:
     lanes = LaneReader(plan.words, starts=plan.start_L, stops=plan.stop_L, slack=plan.slack, tables=stack.tables)
     numbers = _Numbers(lanes, plan, stack, layout)
     positions = range(int(plan.rows_L.max(initial=0)))
@@ -206,7 +168,7 @@ def _read(plan: _Plan, stack: _Stack, *, layout: Layout, vocab_size: int) -> Col
 class _Numbers:
     """Reads what rows have besides their sets, for one row of each lane at a time."""
 
-    def __init__(self, lanes: LaneReader, plan: _Plan, stack: _Stack, layout: Layout) -> None:
+    def __init__(self, lanes: LaneReader, plan: _Plan, stack: Stack, layout: Layout) -> None:
         self._lanes, self._plan, self._stack, self._layout = lanes, plan, stack, layout
         self._starts_L = np.cumsum(plan.rows_L) - plan.rows_L
         num_rows, num_sets = int(plan.rows_L.sum()), len(layout.sets)
@@ -214,14 +176,11 @@ class _Numbers:
         self._band_R = np.zeros(num_rows, dtype=np.int64)
         self._first_R, self._place_R, self._other_R = (np.zeros(num_rows, dtype=np.int64) for _ in range(3))
         self._base_UR, self._count_UR, self._class_UR = (np.zeros((num_sets, num_rows), dtype=np.int64) for _ in range(3))
-        models = [model for model, _ in stack.models.values()]
-        which = {row: index for index, (_, row) in enumerate(stack.models.values())}
-        model_L = np.array([which[row] for row in plan.table_row_L.tolist()], dtype=np.int64)
+        models = list(stack.models.values())
         self._table_L = {
-            name: plan.table_row_L + np.array([model.rows[name] for model in models], dtype=np.int64)[model_L]
-            for name in models[0].rows
+            name: np.array([model.rows[name] for model in models], dtype=np.int64)[plan.model_L] for name in models[0].rows
         }
-        self._classes_L = np.array([model.classes for model in models], dtype=np.int64)[model_L]
+        self._classes_L = np.array([model.classes for model in models], dtype=np.int64)[plan.model_L]
         self._before_UL = np.tile(self._classes_L, (num_sets, 1))
 
     def read_heads(self, position: int) -> None:

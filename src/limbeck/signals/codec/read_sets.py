@@ -11,13 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from limbeck.signals.codec.errors import DamagedRowsError
-from limbeck.signals.codec.lanes import LaneReader, shares
-from limbeck.signals.codec.layout import SetColumns
+from limbeck.signals.codec.lanes import LaneReader
+from limbeck.signals.codec.layout import MARK_BITS, WEIGHT_BITS, SetColumns
 from limbeck.signals.codec.model import CountContexts
 from limbeck.signals.codec.tables import Tables
 
-_MARK_BITS, _WEIGHT_BITS = 17, 18
-"""An id with its mark and its weight is one int64 while ids are sorted."""
 _NO_ID = np.int32(2**31 - 1)
 
 
@@ -95,7 +93,6 @@ def _read_in_steps(
     are_counts_L = np.append(sets.counts_G, sets.counts_G[-1:])[set_L]
     band_row_L = sets.band_row_L[order_L]
     weight_row_L = None if sets.weight_row_L is None else sets.weight_row_L[order_L]
-    among = shares(most)
     for time, width in enumerate(active_T):
         some = slice(0, width)
         count, cluster_row, mark_row, left = (values[some] for values in now)
@@ -107,7 +104,7 @@ def _read_in_steps(
         ids = names[name]
         mark, _ = lanes.numbers(some, mark_row + are_counts * contexts.of(left, count - number, level_P[band]))
         lanes.refill(some)
-        found = (ids << (_MARK_BITS + _WEIGHT_BITS)) | (mark << _WEIGHT_BITS)
+        found = (ids << (MARK_BITS + WEIGHT_BITS)) | (mark << WEIGHT_BITS)
         if weight_row_L is not None:
             weight, _ = lanes.numbers(some, weight_row_L[some])
             lanes.refill(some)
@@ -117,7 +114,7 @@ def _read_in_steps(
         rank = np.add.reduce(seen_KL[: int(number.max()), some] < ids, axis=0, dtype=np.int64)
         seen_KL[number, lane_L[some]] = ids
         number += 1
-        lanes.put_back(some, rank, number, among)
+        lanes.put_back(some, rank, number)
         left -= are_counts * mark
         done = (number == count).nonzero()[0]
         if done.size:
@@ -141,8 +138,8 @@ def _columns(sets: SetsToRead, found_E: np.ndarray, place: int) -> SetColumns:
     found_RK[valid_RK] = found_E[np.repeat(are_here_G, sets.count_G)]
     found_RK.sort(axis=1)
     found_RK[~valid_RK] = 0
-    mark_mask, weight_mask = (1 << _MARK_BITS) - 1, (1 << _WEIGHT_BITS) - 1
-    ids_RK = found_RK >> (_MARK_BITS + _WEIGHT_BITS)
+    mark_mask, weight_mask = (1 << MARK_BITS) - 1, (1 << WEIGHT_BITS) - 1
+    ids_RK = found_RK >> (MARK_BITS + WEIGHT_BITS)
     if (valid_RK[:, 1:] & (ids_RK[:, 1:] <= ids_RK[:, :-1])).any():
         raise DamagedRowsError("an id is twice in a row")
-    return SetColumns(count_R, sets.base_UR[place], ids_RK, found_RK >> _WEIGHT_BITS & mark_mask, found_RK & weight_mask)
+    return SetColumns(count_R, sets.base_UR[place], ids_RK, found_RK >> WEIGHT_BITS & mark_mask, found_RK & weight_mask)

@@ -67,10 +67,10 @@ class Tables:
 
     slots: np.ndarray  # uint8: the symbol of each slot
     at_R: np.ndarray  # int64
-    frequency_P: np.ndarray  # uint64
-    before_P: np.ndarray  # uint64: the frequencies of the symbols before it
-    first_P: np.ndarray  # int64
-    bits_P: np.ndarray  # int64
+    frequency_P: np.ndarray  # uint64, or uint16 in a reader's `Stack`
+    before_P: np.ndarray  # likewise: the frequencies of the symbols before it
+    first_P: np.ndarray  # int64, or int32
+    bits_P: np.ndarray  # int64, or uint8
 
 
 def flatten(tables: Sequence[Table]) -> Tables:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from limbeck.signals.codec.fit import Fitted, Flat
-from limbeck.signals.codec.lanes import LaneWriter, Part, bits_part, shares, symbol_part
+from limbeck.signals.codec.lanes import LaneWriter, Part, bits_part, symbol_part
 from limbeck.signals.codec.layout import Marks
 from limbeck.signals.codec.model import CountContexts, Model, needs_two_groups
 
@@ -46,11 +46,10 @@ def write_sets(lanes: LaneWriter, flat: Flat, fitted: Fitted) -> None:
     count_L = sets.count_G[set_L] if len(sets.count_G) else set_L
     given_L = np.zeros(num_lanes, dtype=np.int64)
     contexts = CountContexts(max(set_.most for set_ in fitted.model.layout.sets), most)
-    among = shares(most)
     for width in active.tolist():
         some = slice(0, width)
         set_, count, here = set_L[some], count_L[some], order_L[some]
-        picked = lanes.take(here, count, among)
+        picked = lanes.take(here, count)
         place = np.take_along_axis(left_KL[:, some], picked[None], axis=0)[0]
         id_ = sets.start_G[set_] + place
         given_L[some] += sets.counts_G[set_] * sets.marks_E[id_]
