@@ -21,7 +21,7 @@ import time
 from contextlib import closing
 
 from limbeck.data.store_rows import StoreRows
-from limbeck.optim.adamw import build_optimizer
+from limbeck.optim.build import build_optimizer
 from limbeck.signals.store import SignalStore
 from limbeck.spec.load import load_study
 from limbeck.study.expand import expand
@@ -55,11 +55,11 @@ class Arm:
         started = time.perf_counter()
         if inside:
             for step in range(first, first + steps):
-                optimizer_step(self.setup, self.optimizer, self.setup.loader.step(step), lr=1e-3)
+                optimizer_step(self.setup, self.optimizer, self.setup.loader.step(step))
             return (time.perf_counter() - started) / steps
         with closing(self.setup.loader.steps(first)) as ahead:
             for _ in range(steps):
-                optimizer_step(self.setup, self.optimizer, next(ahead), lr=1e-3)
+                optimizer_step(self.setup, self.optimizer, next(ahead))
             return (time.perf_counter() - started) / steps
 
     def reading(self, first: int, *, steps: int) -> float:

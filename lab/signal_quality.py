@@ -69,7 +69,7 @@ def gradient(recipe: Recipe, *, weights: Mapping[str, Tensor] | None) -> Tensor:
         setup.student.load_state_dict(weights)
     for step in range(STEPS):
         for batch in setup.loader.step(step):
-            batch_loss(setup, batch).loss.backward()
+            batch_loss(setup, batch)[0].loss.backward()
     return torch.cat([parameter.grad.flatten() for parameter in setup.student.parameters() if parameter.grad is not None])
 
 

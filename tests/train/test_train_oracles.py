@@ -58,7 +58,7 @@ def loss_and_gradients(setup: Setup, *, step: int = 0) -> tuple[float, dict[str,
     setup.student.zero_grad(set_to_none=True)
     loss = 0.0
     for batch in setup.loader.step(step):
-        output = batch_loss(setup, batch)
+        output, _ = batch_loss(setup, batch)
         output.loss.backward()
         loss += output.loss.item()
     return loss, {name: parameter.grad.clone() for name, parameter in setup.student.named_parameters()}
@@ -162,7 +162,7 @@ def test_another_teacher_is_another_loss(values: dict[str, Any], tmp_path: Path)
         write_recipe_stores([recipe])
         setup = open_setup(recipe)
         (batch,) = setup.loader.step(0)
-        outputs.append((batch_loss(setup, batch), loss_and_gradients(setup)[1]))
+        outputs.append((batch_loss(setup, batch)[0], loss_and_gradients(setup)[1]))
     (one, gradients), (two, other_gradients) = outputs
     assert torch.equal(one.per_term["ce"], two.per_term["ce"])
     assert abs(one.loss.item() - two.loss.item()) > 1e-3

@@ -104,8 +104,8 @@ def plain_logits(setup: Setup) -> tuple[Tensor, Tensor]:
     """Of the first sequence, float64."""
     batch = setup.loader.batch([setup.loader.stream.sequence(0)])
     with torch.no_grad():
-        hidden_BTD = setup.student(batch.tokens_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT)
-    return hidden_BTD.flatten(0, 1).double() @ setup.student.head_VD.detach().double().T, batch.targets_BT.flatten()
+        reading = setup.student(batch.tokens_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT)
+    return reading.hidden_BTD.flatten(0, 1).double() @ setup.student.head_VD.detach().double().T, batch.targets_BT.flatten()
 
 
 def test_gradients_are_those_of_the_formulas(values: dict[str, Any]) -> None:

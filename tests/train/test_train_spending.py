@@ -152,7 +152,8 @@ def test_the_first_loss_is_the_mean_over_the_batch(values: dict[str, Any]) -> No
     opened = open_setup(recipe)
     (batch,) = opened.loader.step(0)
     with torch.no_grad():
-        hidden_BTD = opened.student(batch.tokens_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT)
+        reading = opened.student(batch.tokens_BT, positions_BT=batch.positions_BT, segments_BT=batch.segments_BT)
+        hidden_BTD = reading.hidden_BTD
         logits_TV = hidden_BTD.flatten(0, 1).double() @ opened.student.head_VD.double().T
         expected = torch.nn.functional.cross_entropy(logits_TV, batch.targets_BT.flatten())
     assert run(values, **CE)[0]["loss_nats"] == pytest.approx(float(expected), rel=1e-6)

@@ -12,7 +12,7 @@ class StudentReader:
 
     def __init__(self, student: Decoder, *, device: torch.device, dtype: torch.dtype) -> None:
         self.student, self.device, self.dtype = student, device, dtype
-        self.head_VE: Tensor | None = student.head_VD.detach().to(dtype)
+        self.head_VE: Tensor | None = student.head_VD.detach().to(dtype) if student.softcap is None else None
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Hidden states after the final norm."""
@@ -20,6 +20,5 @@ class StudentReader:
             return self.student(tokens_BT.to(self.device)).hidden_BTD.to(self.dtype)
 
     def logits(self, tokens_BT: Tensor) -> Tensor:
-        """Hidden states times the head."""
-        assert self.head_VE is not None
-        return torch.nn.functional.linear(self.hidden(tokens_BT), self.head_VE)
+        """Hidden states times the head, under the softcap."""
+        return self.student.logits(self.hidden(tokens_BT))

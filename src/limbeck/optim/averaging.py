@@ -67,6 +67,11 @@ class WeightAverage:
         finally:
             _copy(own, model)
 
+    def put_in_place(self, model: nn.Module) -> None:
+        """At the end of a run: the average becomes the model's own weights, where there is one."""
+        if self.count:
+            _copy(self._average, model)
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers; the tensors are not copied."""
         return {"average": self._average, "count": self.count, "highest": self._highest, "fraction": self._fraction}

@@ -8,7 +8,7 @@ from limbeck.spec.base import Spec
 from limbeck.spec.budget import Budget
 from limbeck.spec.data import Data
 from limbeck.spec.objective import Objective, check_signal, needs_teacher
-from limbeck.spec.optim import Cosine, Optimizer, Schedule
+from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
 from limbeck.spec.student import Student
 from limbeck.spec.teacher import Teacher
@@ -47,8 +47,10 @@ class Recipe(Spec):
     store: str | None = None
     """The signal store; None: `<output>/stores/<teacher>-<signal>`."""
     objective: Objective
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = AdamW()
     schedule: Schedule = Cosine()
+    averaging: Averaging = NoAveraging()
+    """Of the weights; the average is what is measured and exported."""
     budget: Budget
     batch: Batch = Batch()
     evaluation: Evaluation = Evaluation()

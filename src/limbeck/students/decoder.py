@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from limbeck.roles import Placement, Role
 from limbeck.spec.layout import ExpertsLayout, LayerLayout, Layout
 from limbeck.spec.parts import GrapeM, Rope
 from limbeck.students.attend import Backend, Visible, visible
@@ -223,6 +224,21 @@ def _value_embedding(layout: Layout, *, vocab_size: int) -> ValueEmbedding | Non
     return ValueEmbedding(vocab_size=vocab_size, size=layout.value_embedding, width=width)
 
 
+def _role(name: str, parameter: Tensor) -> Role:
+    """By the name alone, which says the part."""
+    if name == "model.embed_tokens.weight":
+        return "embedding"
+    if name == "lm_head.weight":
+        return "head"
+    if ".table." in name:
+        return "table"
+    if name.endswith(".router.weight"):
+        return "router"
+    if parameter.ndim == 3:
+        return "experts"
+    return "matrix" if name.endswith(("_proj.weight", ".proj.weight")) else "vector"
+
+
 class Decoder(nn.Module):
     """The student. A tied one has no `lm_head`.
 
@@ -260,6 +276,17 @@ class Decoder(nn.Module):
         follow those that it remembers; past `ntk_length`, where all rates change with every token, its keys are of no use.
         """
         return self.model(token_BT, positions_BT, segments_BT, cache)
+
+    def placements(self) -> dict[str, Placement]:
+        """What each parameter is for. Under µP (simple) matrices inside the blocks learn more slowly the wider they are."""
+        base, width = self.layout.lr_base, self.layout.hidden_size
+        scale = 1.0 if base is None else base / width
+        found = {}
+        for name, parameter in self.named_parameters():
+            role = _role(name, parameter)
+            hidden = role in ("matrix", "experts", "router") or (role == "head" and self.layout.head_is_hidden)
+            found[name] = Placement(role, scale if hidden else 1.0)
+        return found
 
     def new_cache(self) -> Cache:
         """For generation."""

@@ -47,7 +47,7 @@ def _fill(experts: Experts, mlp: Mlp, spec: UpcycledStudent, *, generator: torch
     last, all_of_them = _scales(layout, granularity=spec.granularity)
     stacks.up_EDF.copy_(_inward(mlp.up_proj.weight, layout, granularity=spec.granularity) * all_of_them)
     stacks.down_EFD.copy_(_outward(mlp.down_proj.weight, layout, granularity=spec.granularity) * last)
-    matrices = [stacks.up_EDF, stacks.down_EFD]
+    matrices: list[Tensor] = [stacks.up_EDF, stacks.down_EFD]
     if stacks.gate_EDF is not None:
         assert mlp.gate_proj is not None
         stacks.gate_EDF.copy_(_inward(mlp.gate_proj.weight, layout, granularity=spec.granularity))

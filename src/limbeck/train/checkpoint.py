@@ -13,14 +13,27 @@ import torch
 from torch import nn
 
 from limbeck.errors import LimbeckError
+from limbeck.optim.averaging import WeightAverage
 from limbeck.runs import Costs
 
 
 def save_checkpoint(
-    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, costs: Costs, dtype: torch.dtype
+    path: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    costs: Costs,
+    dtype: torch.dtype,
 ) -> None:
     """Write the checkpoint beside its place, then put it there."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "costs": asdict(costs), "dtype": str(dtype)}
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average.state_dict(),
+        "costs": asdict(costs),
+        "dtype": str(dtype),
+    }
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -35,12 +48,15 @@ def save_checkpoint(
         ) from error
 
 
-def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Costs:
-    """Bring student and optimizer to where the checkpoint left them, and return the costs until there."""
+def load_checkpoint(
+    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage, dtype: torch.dtype
+) -> Costs:
+    """Bring student, optimizer and average to where the checkpoint left them, and return the costs until there."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
         costs, computed_in = Costs(**state["costs"]), state["dtype"]
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, UnpicklingError) as error:
         found = type(error).__name__  # torch's own words run over many lines and advise to trust the file

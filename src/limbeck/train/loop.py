@@ -18,8 +18,9 @@ from limbeck.data.loader import Batch
 from limbeck.errors import DivergedError, LimbeckError
 from limbeck.objectives.objective import START, LossOutput, objective_loss
 from limbeck.objectives.schedule import Moment
-from limbeck.optim.adamw import build_optimizer
-from limbeck.optim.schedules import lr_factor
+from limbeck.optim.averaging import WeightAverage
+from limbeck.optim.build import build_optimizer
+from limbeck.optim.schedules import lr_factor, set_moment
 from limbeck.progress import progress, say
 from limbeck.runs import Costs, RunWriter
 from limbeck.signals.rows import to_device
@@ -34,11 +35,12 @@ from limbeck.train.setup import Setup
 def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
     """Train to the end of the budget, from the last checkpoint if there is one. Only the process with a `writer` writes."""
     recipe, budget = setup.recipe, setup.recipe.budget
-    optimizer = build_optimizer(recipe.optimizer, setup.trained)
+    optimizer = build_optimizer(recipe.optimizer, setup.trained, dtype=setup.dtype)
+    average = WeightAverage(recipe.averaging, setup.student)
     checkpoint = path / "checkpoint.pt"
     costs = Costs()
     if checkpoint.is_file():
-        costs = load_checkpoint(checkpoint, model=setup.trained, optimizer=optimizer, dtype=setup.dtype)
+        costs = load_checkpoint(checkpoint, model=setup.trained, optimizer=optimizer, average=average, dtype=setup.dtype)
         say(f"{recipe.name}: resuming at step {costs.step}")
     if from_first(costs.step, setup.processes, setup.device) != costs.step:
         raise LimbeckError(f"{path}: processes find different checkpoints; the run folder must be on a disk that all share")
@@ -56,30 +58,35 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
             batches = next(steps)
             spent = fraction_during_next_step(budget, costs, step=setup.step_costs)
             moment = Moment(fraction=spent, lr_factor=lr_factor(recipe.schedule, spent))
-            logged = optimizer_step(setup, optimizer, batches, lr=recipe.optimizer.lr * moment.lr_factor, moment=moment)
+            logged = optimizer_step(setup, optimizer, batches, moment=moment)
             if not math.isfinite(logged["loss_nats"] + logged["grad_norm"]):
                 raise DivergedError(
                     f"{path}: loss or gradient is not finite at step {costs.step + 1}; try a lower optimizer.lr under another "
                     "name (the checkpoint before it is kept)"
                 )
             before, costs = costs, _after(setup, costs, batches, seconds=time.perf_counter() - started)
+            average.update(setup.student, lr_factor=moment.lr_factor, fraction=fraction(budget, costs))
             last = fraction(budget, costs) >= 1
             stopping = any_says(interrupt.asked, setup.processes, setup.device)
             if writer is not None:
                 writer.record("train", costs, **logged)
                 advance(fraction(budget, costs) - fraction(budget, before), f"loss {logged['loss_nats']:.3f} nats")
                 if not last and passes_a_multiple(budget, before, costs, every=recipe.evaluation.every):
-                    writer.record("eval", costs, bits_per_byte=measure(setup).bits_per_byte, kl_to_teacher_nats=None)
+                    with average.swapped(setup.student):
+                        writer.record("eval", costs, bits_per_byte=measure(setup).bits_per_byte, kl_to_teacher_nats=None)
                 if last or stopping or costs.seconds - saved_at >= recipe.checkpoint.seconds:
-                    save_checkpoint(checkpoint, model=setup.trained, optimizer=optimizer, costs=costs, dtype=setup.dtype)
+                    save_checkpoint(
+                        checkpoint, model=setup.trained, optimizer=optimizer, average=average, costs=costs, dtype=setup.dtype
+                    )
                     saved_at = costs.seconds
             if stopping and not last:
                 raise Interrupted(f"{path}: stopped after step {costs.step}; the same command continues from there")
+    average.put_in_place(setup.student)
     return costs
 
 
 def optimizer_step(
-    setup: Setup, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], *, lr: float, moment: Moment = START
+    setup: Setup, optimizer: torch.optim.Optimizer, batches: Sequence[Batch], *, moment: Moment = START
 ) -> dict[str, float]:
     """One step on this process's micro-batches. Returns what is logged, summed over all processes.
 
@@ -101,11 +108,10 @@ def optimizer_step(
     values = torch.stack([torch.stack([output.loss.detach(), *output.per_term.values()]) for output in outputs]).sum(0)
     logged = dict(zip(names, sum_values(values, setup.processes).tolist(), strict=True))
     if math.isfinite(logged["loss_nats"] + float(grad_norm)):
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_moment(optimizer, lr_factor=moment.lr_factor, fraction=moment.fraction)
         optimizer.step()
         _rebalance(setup, loads)
-    return {**logged, "lr": lr, "grad_norm": float(grad_norm)}
+    return {**logged, "lr": setup.recipe.optimizer.lr * moment.lr_factor, "grad_norm": float(grad_norm)}
 
 
 def _rebalance(setup: Setup, loads: Sequence[Tensor | None]) -> None:
@@ -134,6 +140,7 @@ def batch_loss(setup: Setup, batch: Batch, *, moment: Moment = START) -> tuple[L
             moment=moment,
             projection=setup.projection,
             normaliser=setup.step_costs.tokens,
+            softcap=setup.student.softcap,
         )
     if reading.balance is not None:
         balance = reading.balance * batch.targets_BT.numel() / setup.step_costs.tokens

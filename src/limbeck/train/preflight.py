@@ -158,7 +158,7 @@ def _logits(setup: Setup, batch: Batch, at_N: Tensor) -> Tensor:
             positions_BT=batch.positions_BT.to(device),
             segments_BT=batch.segments_BT.to(device) if batch.segments_BT is not None else None,
         )
-        return torch.nn.functional.linear(reading.hidden_BTD.flatten(0, 1)[at_N], setup.student.head_VD).float()
+        return setup.student.logits(reading.hidden_BTD.flatten(0, 1)[at_N]).float()
 
 
 def _check_loss_scale(logits_NV: Tensor, targets_N: Tensor) -> float:
