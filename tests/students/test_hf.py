@@ -261,3 +261,21 @@ def test_an_edited_olmo3_is_what_its_config_says_and_not_what_it_was(tmp_path):
     path = tmp_path / "s" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "sliding_window": 9}))
     assert hf.load(tmp_path / "s")[1] == olmo3(sliding_window=9)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        olmo3(full_attention_every=3, tied_embeddings=True),
+        olmo3(yarn=YARN),
+        olmo3(yarn=YARN, full_attention_every=1, sliding_window=4096),
+        olmo3(full_attention_every=5),
+    ],
+)
+def test_an_olmo3s_spec_can_be_told_from_its_config(tmp_path, spec):
+    hf.save(moved(spec), spec=spec, folder=tmp_path / "s", max_positions=64)
+    path = tmp_path / "s" / "config.json"
+    values = json.loads(path.read_text())
+    del values["limbeck_student"]
+    path.write_text(json.dumps(values))
+    assert hf.load(tmp_path / "s")[1] == spec

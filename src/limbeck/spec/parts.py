@@ -4,9 +4,9 @@ Sources are named where each part is built, in `limbeck.students`.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from limbeck.spec.base import Spec
 
@@ -28,6 +28,12 @@ class Yarn(Spec):
     """Planes that turn at most so often are slowed down by `factor`; between the two, something between."""
     truncate: bool = True
     """Round the ends of the ramp to whole planes, as transformers does by default."""
+
+    @model_validator(mode="after")
+    def _fast_is_faster(self) -> Self:
+        if self.beta_fast <= self.beta_slow:
+            raise ValueError(f"beta_fast={self.beta_fast:g} must be more than beta_slow={self.beta_slow:g}")
+        return self
 
     @property
     def attention_factor(self) -> float:

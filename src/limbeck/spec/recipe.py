@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from limbeck.spec.artifact import QuantisationAware, check_begins
 from limbeck.spec.base import Spec
 from limbeck.spec.budget import Budget
 from limbeck.spec.data import Data
@@ -49,6 +50,8 @@ class Recipe(Spec):
     objective: Objective
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Cosine()
+    quantisation_aware: QuantisationAware | None = None
+    """Late in the run the student reads with rounded weights; None: never."""
     averaging: Averaging = NoAveraging()
     """Of the weights; the average is what is measured and exported."""
     budget: Budget
@@ -67,6 +70,12 @@ class Recipe(Spec):
         check_signal(self.objective, self.signal)
         if needs_teacher(self.objective) and self.teacher is None:
             raise ValueError(f"objective.kind={self.objective.kind} needs a teacher: set teacher.kind")
+        return self
+
+    @model_validator(mode="after")
+    def _rounding_begins(self) -> Self:
+        if self.quantisation_aware is not None:
+            check_begins(self.quantisation_aware, self.schedule)
         return self
 
     @model_validator(mode="after")

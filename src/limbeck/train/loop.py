@@ -6,7 +6,7 @@ Time is counted around the steps alone, so evaluation, checkpoints and start-up 
 import math
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from limbeck.optim.schedules import lr_factor, set_moment
 from limbeck.progress import progress, say
 from limbeck.runs import Costs, RunWriter
 from limbeck.signals.rows import to_device
+from limbeck.students.fake_quantise import quantising
 from limbeck.train.budget import fraction, fraction_during_next_step, passes_a_multiple
 from limbeck.train.checkpoint import load_checkpoint, save_checkpoint
 from limbeck.train.interrupt import Interrupted, finish_the_step
@@ -96,11 +97,12 @@ def optimizer_step(
     optimizer.zero_grad(set_to_none=True)
     setup.student.set_fraction(moment.fraction)
     outputs, loads = [], []
-    for batch in batches:
-        output, load_ME = batch_loss(setup, batch, moment=moment)
-        output.loss.backward()
-        outputs.append(output)
-        loads.append(load_ME)
+    with _rounded(setup, moment):
+        for batch in batches:
+            output, load_ME = batch_loss(setup, batch, moment=moment)
+            output.loss.backward()
+            outputs.append(output)
+            loads.append(load_ME)
     sum_gradients(setup.trained, setup.processes)
     clip = setup.recipe.optimizer.clip_norm
     grad_norm = torch.nn.utils.clip_grad_norm_(setup.trained.parameters(), clip if clip is not None else math.inf)
@@ -112,6 +114,12 @@ def optimizer_step(
         optimizer.step()
         _rebalance(setup, loads)
     return {**logged, "lr": setup.recipe.optimizer.lr * moment.lr_factor, "grad_norm": float(grad_norm)}
+
+
+def _rounded(setup: Setup, moment: Moment) -> AbstractContextManager[bool]:
+    """Inside, the student has rounded weights, if the recipe asks for that and it is time."""
+    aware, warmup = setup.recipe.quantisation_aware, setup.recipe.schedule.warmup
+    return quantising(setup.student, aware, lr_factor=moment.lr_factor, fraction=moment.fraction, warmup=warmup)
 
 
 def _rebalance(setup: Setup, loads: Sequence[Tensor | None]) -> None:
