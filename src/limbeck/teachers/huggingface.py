@@ -128,6 +128,8 @@ def _loaded(files: TeacherFiles, scheme: Quantisation | None, *, dtype: torch.dt
     """The model on its device, ready for inference; a package's scheme is applied on the way."""
     from transformers import AutoModelForCausalLM
 
+    import limbeck.students.registered  # noqa: F401 (so that transformers knows our own folders)
+
     packaged = scheme if isinstance(scheme, BitsAndBytesQuantisation | TorchAOQuantisation) else None
     with _in_one_line(files):
         more = loading_arguments(packaged, files, dtype=dtype, device=device) if packaged is not None else {}
