@@ -60,7 +60,7 @@ class Batch:
 
 
 class Loader:
-    """Makes the micro-batches of each step, ahead of time where no teacher runs."""
+    """Makes the micro-batches of each step, ahead of time where nothing else needs the cores."""
 
     def __init__(
         self,
@@ -73,7 +73,10 @@ class Loader:
         rank: int,
         world_size: int,
         source: RowSource | None,
+        reads_ahead: bool = True,
     ) -> None:
+        """`reads_ahead`: in a thread while the student trains. Where it trains on the same cores, that slows it by more."""
+        self.reads_ahead = reads_ahead
         self.store, self.stream, self.packing, self.source = store, stream, packing, source
         self.sequences, self.micro_sequences = sequences, micro_sequences
         self.rank, self.world_size = rank, world_size
@@ -112,7 +115,7 @@ class Loader:
 
     def steps(self, first: int) -> Generator[list[Batch], None, None]:
         """Micro-batches of step `first`, `first + 1`, … without end."""
-        if self.source is not None and self.source.is_live:
+        if not self.reads_ahead or (self.source is not None and self.source.is_live):
             while True:
                 yield self.step(first)
                 first += 1

@@ -130,6 +130,7 @@ def open_setup(recipe: Recipe) -> Setup:
         rank=processes.rank,
         world_size=processes.world_size,
         source=_row_source(recipe, texts, signals, teacher),
+        reads_ahead=device.type != "cpu",
     )
     context = recipe.teacher.context if recipe.teacher is not None else Context()
     return Setup(
