@@ -4,6 +4,7 @@ A batch of a step is a pure function of the step, the recipe and the rank. Teach
 store and a live teacher give the same rows for the same pieces. Legend: B sequences, T positions in each.
 """
 
+import itertools
 import queue
 import threading
 from collections.abc import Generator, Sequence
@@ -16,9 +17,12 @@ from torch import Tensor
 
 from limbeck.data.packing import Piece, TokenStream
 from limbeck.data.token_store import TokenStore
-from limbeck.signals.types import SignalRows
+from limbeck.signals.rows import split
+from limbeck.signals.types import DenseRows, SignalRows
 
-PREFETCH = 3
+PREFETCH = 2
+ROWS_AT_ONCE = 16_384
+"""Steps are read together until there are so many rows: decoding goes faster the more there is."""
 
 
 class RowSource(Protocol):
@@ -56,6 +60,7 @@ class Batch:
     rows: SignalRows | None
     pieces: tuple[Piece, ...]
     bytes_read: int = 0
+    """Of what was read in one go with other batches, its share."""
     tokens_scored: int = 0
 
 
@@ -83,24 +88,50 @@ class Loader:
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step: sequences rank, rank + world_size, … of the step's share of the stream."""
+        return [self.batch(sequences) for sequences in self._sequences(step)]
+
+    def _sequences(self, step: int) -> list[list[Sequence[Piece]]]:
+        """Of this rank's micro-batches of a step."""
         first = step * self.sequences
         mine = range(first + self.rank, first + self.sequences, self.world_size)
         groups = [mine[start : start + self.micro_sequences] for start in range(0, len(mine), self.micro_sequences)]
-        return [self.batch([self.stream.sequence(index) for index in group]) for group in groups]
+        return [[self.stream.sequence(index) for index in group] for group in groups]
+
+    def steps_together(self, first: int, number: int) -> list[list[Batch]]:
+        """The micro-batches of several steps, their stored rows read together: the same as `step` gives one by one."""
+        of_steps = [self._sequences(step) for step in range(first, first + number)]
+        if self.source is None or self.source.is_live:
+            return [[self.batch(sequences) for sequences in micro] for micro in of_steps]
+        every = [sequences for micro in of_steps for sequences in micro]
+        pieces = [[piece for sequence in sequences for piece in sequence] for sequences in every]
+        before = self.source.bytes_read
+        rows = self.source.rows([piece for found in pieces for piece in found])
+        assert not isinstance(rows, DenseRows)
+        parts = split(rows, [sum(piece.stop - piece.start for piece in found) for found in pieces])
+        share, rest = divmod(self.source.bytes_read - before, len(every))
+        costs = [share + (index < rest) for index in range(len(every))]
+        batches = [self._batch(one, part, bytes_read=cost) for one, part, cost in zip(every, parts, costs, strict=True)]
+        ready = iter(batches)
+        return [[next(ready) for _ in micro] for micro in of_steps]
 
     def batch(self, sequences: Sequence[Sequence[Piece]]) -> Batch:
         """The batch of the given sequences."""
+        if self.source is None:
+            return self._batch(sequences, None)
+        before = (self.source.bytes_read, self.source.tokens_scored)
+        rows = self.source.rows([piece for sequence in sequences for piece in sequence])
+        costs = (self.source.bytes_read - before[0], self.source.tokens_scored - before[1])
+        return self._batch(sequences, rows, bytes_read=costs[0], tokens_scored=costs[1])
+
+    def _batch(
+        self, sequences: Sequence[Sequence[Piece]], rows: SignalRows | None, *, bytes_read: int = 0, tokens_scored: int = 0
+    ) -> Batch:
         arrays = [self._sequence(pieces) for pieces in sequences]
         tokens, targets, positions, segments = (torch.from_numpy(np.stack(column)) for column in zip(*arrays, strict=True))
         pieces = tuple(piece for sequence in sequences for piece in sequence)
         single = len(pieces) == len(sequences) or self.packing == "plain"
         visible = None if single else segments
-        if self.source is None:
-            return Batch(tokens, targets, positions, visible, None, pieces)
-        before = (self.source.bytes_read, self.source.tokens_scored)
-        rows = self.source.rows(pieces)
-        costs = (self.source.bytes_read - before[0], self.source.tokens_scored - before[1])
-        return Batch(tokens, targets, positions, visible, rows, pieces, bytes_read=costs[0], tokens_scored=costs[1])
+        return Batch(tokens, targets, positions, visible, rows, pieces, bytes_read=bytes_read, tokens_scored=tokens_scored)
 
     def _sequence(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         tokens = np.concatenate([self.store.document(piece.document)[piece.start : piece.stop] for piece in pieces])
@@ -114,24 +145,36 @@ class Loader:
         return tokens.astype(np.int64), targets.astype(np.int64), positions, segments
 
     def steps(self, first: int) -> Generator[list[Batch], None, None]:
-        """Micro-batches of step `first`, `first + 1`, … without end."""
-        if not self.reads_ahead or (self.source is not None and self.source.is_live):
+        """Micro-batches of step `first`, `first + 1`, … without end. Steps are read in groups, the same ones from any start."""
+        if self.source is not None and self.source.is_live:
             while True:
                 yield self.step(first)
                 first += 1
-        yield from _ahead(self.step, first)
+        number = self._steps_at_once
+        begin = first // number
+        for group in _ahead(self._group, begin) if self.reads_ahead else map(self._group, itertools.count(begin)):
+            yield from group[first % number :]
+            first = 0  # all of the groups that follow
+
+    def _group(self, index: int) -> list[list[Batch]]:
+        return self.steps_together(index * self._steps_at_once, self._steps_at_once)
+
+    @property
+    def _steps_at_once(self) -> int:
+        rows = self.sequences // self.world_size * self.stream.sequence_length
+        return 1 if self.source is None else max(1, ROWS_AT_ONCE // rows)
 
 
-def _ahead(make: "StepFunction", first: int) -> Generator[list[Batch], None, None]:
+def _ahead(make: "StepFunction", first: int) -> Generator[list[list[Batch]], None, None]:
     """Call `make(first)`, `make(first + 1)`, … in a thread, a few steps ahead; its errors are raised here."""
-    ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=PREFETCH)
+    ready: queue.Queue[list[list[Batch]] | BaseException] = queue.Queue(maxsize=PREFETCH)
     stop = threading.Event()
 
     def work() -> None:
         step = first
         while not stop.is_set():
             try:
-                item: list[Batch] | BaseException = make(step)
+                item: list[list[Batch]] | BaseException = make(step)
             except BaseException as error:  # handed to the consumer, which raises it
                 item = error
             while not stop.is_set():
@@ -158,6 +201,6 @@ def _ahead(make: "StepFunction", first: int) -> Generator[list[Batch], None, Non
 
 
 class StepFunction(Protocol):
-    """Makes the micro-batches of one step."""
+    """Makes the micro-batches of a group of steps."""
 
-    def __call__(self, step: int) -> list[Batch]: ...
+    def __call__(self, index: int) -> list[list[Batch]]: ...
