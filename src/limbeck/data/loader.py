@@ -7,7 +7,7 @@ store and a live teacher give the same rows for the same pieces. Legend: B seque
 import itertools
 import queue
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from limbeck.signals.rows import split
 from limbeck.signals.types import DenseRows, SignalRows
 
 PREFETCH = 2
+"""Groups of steps that wait, read."""
 ROWS_AT_ONCE = 16_384
 """Steps are read together until there are so many rows: decoding goes faster the more there is."""
 
@@ -97,10 +98,11 @@ class Loader:
         groups = [mine[start : start + self.micro_sequences] for start in range(0, len(mine), self.micro_sequences)]
         return [[self.stream.sequence(index) for index in group] for group in groups]
 
-    def steps_together(self, first: int, number: int) -> list[list[Batch]]:
-        """The micro-batches of several steps, their stored rows read together: the same as `step` gives one by one."""
-        of_steps = [self._sequences(step) for step in range(first, first + number)]
-        if self.source is None or self.source.is_live:
+    def _group(self, index: int) -> list[list[Batch]]:
+        """The micro-batches of several steps, their rows read together: the same rows as `step` gives one by one."""
+        number = self._steps_at_once
+        of_steps = [self._sequences(step) for step in range(index * number, (index + 1) * number)]
+        if self.source is None:
             return [[self.batch(sequences) for sequences in micro] for micro in of_steps]
         every = [sequences for micro in of_steps for sequences in micro]
         pieces = [[piece for sequence in sequences for piece in sequence] for sequences in every]
@@ -156,25 +158,22 @@ class Loader:
             yield from group[first % number :]
             first = 0  # all of the groups that follow
 
-    def _group(self, index: int) -> list[list[Batch]]:
-        return self.steps_together(index * self._steps_at_once, self._steps_at_once)
-
     @property
     def _steps_at_once(self) -> int:
         rows = self.sequences // self.world_size * self.stream.sequence_length
         return 1 if self.source is None else max(1, ROWS_AT_ONCE // rows)
 
 
-def _ahead(make: "StepFunction", first: int) -> Generator[list[list[Batch]], None, None]:
-    """Call `make(first)`, `make(first + 1)`, … in a thread, a few steps ahead; its errors are raised here."""
+def _ahead(make: Callable[[int], list[list[Batch]]], first: int) -> Generator[list[list[Batch]], None, None]:
+    """Call `make(first)`, `make(first + 1)`, … in a thread, a few calls ahead; its errors are raised here."""
     ready: queue.Queue[list[list[Batch]] | BaseException] = queue.Queue(maxsize=PREFETCH)
     stop = threading.Event()
 
     def work() -> None:
-        step = first
+        index = first
         while not stop.is_set():
             try:
-                item: list[list[Batch]] | BaseException = make(step)
+                item: list[list[Batch]] | BaseException = make(index)
             except BaseException as error:  # handed to the consumer, which raises it
                 item = error
             while not stop.is_set():
@@ -185,7 +184,7 @@ def _ahead(make: "StepFunction", first: int) -> Generator[list[list[Batch]], Non
                     continue
             if isinstance(item, BaseException):
                 return
-            step += 1
+            index += 1
 
     thread = threading.Thread(target=work, daemon=True, name="limbeck-loader")
     thread.start()
@@ -198,9 +197,3 @@ def _ahead(make: "StepFunction", first: int) -> Generator[list[list[Batch]], Non
     finally:
         stop.set()
         thread.join()
-
-
-class StepFunction(Protocol):
-    """Makes the micro-batches of a group of steps."""
-
-    def __call__(self, index: int) -> list[list[Batch]]: ...

@@ -1,4 +1,4 @@
-"""Putting rows of the same signal together."""
+"""Rows put together, taken apart, moved, and held against the text."""
 
 import math
 from collections.abc import Sequence
@@ -58,6 +58,15 @@ def _narrowed(rows: SparseRows) -> SparseRows:
         width = int(used_K.nonzero().max()) + 1 if bool(used_K.any()) else 0
         trimmed |= {name: value[:, :width].contiguous() for name, value in named.items()}
     return replace(rows, **trimmed)
+
+
+def rows_at(rows: R, positions_N: Tensor) -> R:
+    """The rows of some positions."""
+    if isinstance(rows, DenseRows):
+        return replace(rows, hidden_TE=rows.hidden_TE[positions_N])
+    values = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    picked: dict[str, Any] = {name: value[positions_N] for name, value in values.items() if value is not None}
+    return replace(rows, **picked)
 
 
 def to_device(rows: R, device: torch.device) -> R:

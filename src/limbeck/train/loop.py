@@ -108,14 +108,9 @@ def batch_loss(setup: Setup, batch: Batch, *, moment: Moment = START) -> LossOut
     """The objective on one micro-batch, divided by the tokens of the whole step."""
     device = setup.device
     with autocast(setup.dtype, device):
-        hidden_BTD = setup.student(
-            batch.tokens_BT.to(device),
-            positions_BT=batch.positions_BT.to(device),
-            segments_BT=batch.segments_BT.to(device) if batch.segments_BT is not None else None,
-        )
         return objective_loss(
             setup.recipe.objective,
-            hidden_TD=hidden_BTD.flatten(0, 1),
+            hidden_TD=setup.hidden(batch),
             head_VD=setup.student.head_VD,
             targets_T=batch.targets_BT.flatten().to(device),
             rows=to_device(batch.rows, device) if batch.rows is not None else None,

@@ -7,10 +7,10 @@ that differ, a teacher that cannot be had.
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.compute import pick_device, pick_dtype
-from limbeck.data.loader import Loader, RowSource
+from limbeck.data.loader import Batch, Loader, RowSource
 from limbeck.data.packing import TokenStream
 from limbeck.data.store_rows import StoreRows
 from limbeck.data.token_store import TokenStore, prepare
@@ -71,6 +71,15 @@ class Setup:
     def temperature(self) -> float:
         """At which teacher and student are compared."""
         return getattr(self.recipe.signal, "temperature", 1.0)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The student's hidden states at the positions of a batch [positions, hidden size]; call it under autocast."""
+        hidden_BTD: Tensor = self.student(
+            batch.tokens_BT.to(self.device),
+            positions_BT=batch.positions_BT.to(self.device),
+            segments_BT=batch.segments_BT.to(self.device) if batch.segments_BT is not None else None,
+        )
+        return hidden_BTD.flatten(0, 1)
 
     @property
     def trained(self) -> nn.Module:
