@@ -115,6 +115,7 @@ def test_who_is_told_to_stop_writes_the_shard_in_hand(
     score = cache.score_documents
 
     def told(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(cache, "score_documents", score)
         os.kill(os.getpid(), signal.SIGTERM)
         return score(*arguments, **named)
 
@@ -125,7 +126,6 @@ def test_who_is_told_to_stop_writes_the_shard_in_hand(
         write_stores(teacher, tokens, {tmp_path: TOPK}, context=CONTEXT, shard_tokens=400, share=share)
     assert [file.name for file in tmp_path.glob("*.rows")] == ["shard-00000.rows"]
     assert signal.getsignal(signal.SIGTERM) is handler
-    monkeypatch.setattr(cache, "score_documents", score)
     write_stores(teacher, tokens, {tmp_path: TOPK}, context=CONTEXT, shard_tokens=400)
     assert verify(tmp_path).intact
 

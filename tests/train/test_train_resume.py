@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,14 @@ def test_a_finished_run_is_left_alone(values: dict[str, Any]) -> None:
     assert {file: content for file, (content, _) in before.items()} == {file: content for file, (content, _) in after.items()}
     assert before[path / "summary.json"] == after[path / "summary.json"]
     assert not (path / "checkpoint.pt").exists()
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """Shells start background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def press_ctrl_c() -> None:

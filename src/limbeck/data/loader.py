@@ -4,9 +4,10 @@ A batch of a step is a pure function of the step, the recipe and the rank. Teach
 store and a live teacher give the same rows for the same pieces. Legend: B sequences, T positions in each.
 """
 
+import itertools
 import queue
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,9 +17,13 @@ from torch import Tensor
 
 from limbeck.data.packing import Piece, TokenStream
 from limbeck.data.token_store import TokenStore
-from limbeck.signals.types import SignalRows
+from limbeck.signals.rows import split
+from limbeck.signals.types import DenseRows, SignalRows
 
-PREFETCH = 3
+PREFETCH = 2
+"""Groups of steps that wait, read."""
+ROWS_AT_ONCE = 16_384
+"""Steps are read together until there are so many rows: decoding goes faster the more there is."""
 
 
 class RowSource(Protocol):
@@ -56,11 +61,12 @@ class Batch:
     rows: SignalRows | None
     pieces: tuple[Piece, ...]
     bytes_read: int = 0
+    """Of what was read in one go with other batches, its share."""
     tokens_scored: int = 0
 
 
 class Loader:
-    """Makes the micro-batches of each step, ahead of time where no teacher runs."""
+    """Makes the micro-batches of each step, ahead of time where nothing else needs the cores."""
 
     def __init__(
         self,
@@ -73,31 +79,61 @@ class Loader:
         rank: int,
         world_size: int,
         source: RowSource | None,
+        reads_ahead: bool = True,
     ) -> None:
+        """`reads_ahead`: in a thread while the student trains. Where it trains on the same cores, that slows it by more."""
+        self.reads_ahead = reads_ahead
         self.store, self.stream, self.packing, self.source = store, stream, packing, source
         self.sequences, self.micro_sequences = sequences, micro_sequences
         self.rank, self.world_size = rank, world_size
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step: sequences rank, rank + world_size, … of the step's share of the stream."""
+        return [self.batch(sequences) for sequences in self._sequences(step)]
+
+    def _sequences(self, step: int) -> list[list[Sequence[Piece]]]:
+        """Of this rank's micro-batches of a step."""
         first = step * self.sequences
         mine = range(first + self.rank, first + self.sequences, self.world_size)
         groups = [mine[start : start + self.micro_sequences] for start in range(0, len(mine), self.micro_sequences)]
-        return [self.batch([self.stream.sequence(index) for index in group]) for group in groups]
+        return [[self.stream.sequence(index) for index in group] for group in groups]
+
+    def _group(self, index: int) -> list[list[Batch]]:
+        """The micro-batches of several steps, their rows read together: the same rows as `step` gives one by one."""
+        number = self._steps_at_once
+        of_steps = [self._sequences(step) for step in range(index * number, (index + 1) * number)]
+        if self.source is None:
+            return [[self.batch(sequences) for sequences in micro] for micro in of_steps]
+        every = [sequences for micro in of_steps for sequences in micro]
+        pieces = [[piece for sequence in sequences for piece in sequence] for sequences in every]
+        before = self.source.bytes_read
+        rows = self.source.rows([piece for found in pieces for piece in found])
+        assert not isinstance(rows, DenseRows)
+        parts = split(rows, [sum(piece.stop - piece.start for piece in found) for found in pieces])
+        share, rest = divmod(self.source.bytes_read - before, len(every))
+        costs = [share + (index < rest) for index in range(len(every))]
+        batches = [self._batch(one, part, bytes_read=cost) for one, part, cost in zip(every, parts, costs, strict=True)]
+        ready = iter(batches)
+        return [[next(ready) for _ in micro] for micro in of_steps]
 
     def batch(self, sequences: Sequence[Sequence[Piece]]) -> Batch:
         """The batch of the given sequences."""
+        if self.source is None:
+            return self._batch(sequences, None)
+        before = (self.source.bytes_read, self.source.tokens_scored)
+        rows = self.source.rows([piece for sequence in sequences for piece in sequence])
+        costs = (self.source.bytes_read - before[0], self.source.tokens_scored - before[1])
+        return self._batch(sequences, rows, bytes_read=costs[0], tokens_scored=costs[1])
+
+    def _batch(
+        self, sequences: Sequence[Sequence[Piece]], rows: SignalRows | None, *, bytes_read: int = 0, tokens_scored: int = 0
+    ) -> Batch:
         arrays = [self._sequence(pieces) for pieces in sequences]
         tokens, targets, positions, segments = (torch.from_numpy(np.stack(column)) for column in zip(*arrays, strict=True))
         pieces = tuple(piece for sequence in sequences for piece in sequence)
         single = len(pieces) == len(sequences) or self.packing == "plain"
         visible = None if single else segments
-        if self.source is None:
-            return Batch(tokens, targets, positions, visible, None, pieces)
-        before = (self.source.bytes_read, self.source.tokens_scored)
-        rows = self.source.rows(pieces)
-        costs = (self.source.bytes_read - before[0], self.source.tokens_scored - before[1])
-        return Batch(tokens, targets, positions, visible, rows, pieces, bytes_read=costs[0], tokens_scored=costs[1])
+        return Batch(tokens, targets, positions, visible, rows, pieces, bytes_read=bytes_read, tokens_scored=tokens_scored)
 
     def _sequence(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         tokens = np.concatenate([self.store.document(piece.document)[piece.start : piece.stop] for piece in pieces])
@@ -111,24 +147,33 @@ class Loader:
         return tokens.astype(np.int64), targets.astype(np.int64), positions, segments
 
     def steps(self, first: int) -> Generator[list[Batch], None, None]:
-        """Micro-batches of step `first`, `first + 1`, … without end."""
+        """Micro-batches of step `first`, `first + 1`, … without end. Steps are read in groups, the same ones from any start."""
         if self.source is not None and self.source.is_live:
             while True:
                 yield self.step(first)
                 first += 1
-        yield from _ahead(self.step, first)
+        number = self._steps_at_once
+        begin = first // number
+        for group in _ahead(self._group, begin) if self.reads_ahead else map(self._group, itertools.count(begin)):
+            yield from group[first % number :]
+            first = 0  # all of the groups that follow
+
+    @property
+    def _steps_at_once(self) -> int:
+        rows = self.sequences // self.world_size * self.stream.sequence_length
+        return 1 if self.source is None else max(1, ROWS_AT_ONCE // rows)
 
 
-def _ahead(make: "StepFunction", first: int) -> Generator[list[Batch], None, None]:
-    """Call `make(first)`, `make(first + 1)`, … in a thread, a few steps ahead; its errors are raised here."""
-    ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(maxsize=PREFETCH)
+def _ahead(make: Callable[[int], list[list[Batch]]], first: int) -> Generator[list[list[Batch]], None, None]:
+    """Call `make(first)`, `make(first + 1)`, … in a thread, a few calls ahead; its errors are raised here."""
+    ready: queue.Queue[list[list[Batch]] | BaseException] = queue.Queue(maxsize=PREFETCH)
     stop = threading.Event()
 
     def work() -> None:
-        step = first
+        index = first
         while not stop.is_set():
             try:
-                item: list[Batch] | BaseException = make(step)
+                item: list[list[Batch]] | BaseException = make(index)
             except BaseException as error:  # handed to the consumer, which raises it
                 item = error
             while not stop.is_set():
@@ -139,7 +184,7 @@ def _ahead(make: "StepFunction", first: int) -> Generator[list[Batch], None, Non
                     continue
             if isinstance(item, BaseException):
                 return
-            step += 1
+            index += 1
 
     thread = threading.Thread(target=work, daemon=True, name="limbeck-loader")
     thread.start()
@@ -152,9 +197,3 @@ def _ahead(make: "StepFunction", first: int) -> Generator[list[Batch], None, Non
     finally:
         stop.set()
         thread.join()
-
-
-class StepFunction(Protocol):
-    """Makes the micro-batches of one step."""
-
-    def __call__(self, step: int) -> list[Batch]: ...

@@ -27,6 +27,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from limbeck.errors import StoreError
+from limbeck.paths import sync
 from limbeck.spec.signal import StoredSignal
 
 FORMAT = 3
@@ -159,10 +160,10 @@ def put(path: Path, make: Callable[[Path], object], *, num_bytes: int, keep: Cal
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         make(temporary)
-        _sync(temporary)
+        sync(temporary)
         if keep is None or not _first_stays(temporary, path, keep=keep):
             os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -195,14 +196,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         shutil.copyfile(source, target)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def discard(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Putting rows of the same signal together."""
+"""Rows put together, taken apart, moved, and held against the text."""
 
 import math
 from collections.abc import Sequence
@@ -35,6 +35,38 @@ def _joined(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
     width = max(value.shape[1] for value in present)
     padding = -math.inf if name == "log_probs_TK" else 0
     return torch.cat([torch.nn.functional.pad(value, (0, width - value.shape[1]), value=padding) for value in present])
+
+
+def split(rows: SparseRows, lengths: Sequence[int]) -> list[SparseRows]:
+    """The inverse of `concatenate`: so many rows each, every part as narrow as if it had been read alone."""
+    values = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    parts = {name: value.split(list(lengths)) for name, value in values.items() if value is not None}
+    return [_narrowed(replace(rows, **{name: part[index] for name, part in parts.items()})) for index in range(len(lengths))]
+
+
+def _narrowed(rows: SparseRows) -> SparseRows:
+    """Without the columns that hold padding alone."""
+    found = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    values: dict[str, Tensor] = {name: value for name, value in found.items() if value is not None}
+    trimmed: dict[str, Any] = {}
+    for suffix in ("_TK", "_TM"):
+        named = {name: value for name, value in values.items() if name.endswith(suffix)}
+        marks = next((value for name, value in named.items() if name.startswith(("counts", "log_probs"))), None)
+        if marks is None:
+            continue
+        used_K = ((marks > -math.inf) if marks.is_floating_point() else (marks > 0)).any(0)
+        width = int(used_K.nonzero().max()) + 1 if bool(used_K.any()) else 0
+        trimmed |= {name: value[:, :width].contiguous() for name, value in named.items()}
+    return replace(rows, **trimmed)
+
+
+def rows_at(rows: R, positions_N: Tensor) -> R:
+    """The rows of some positions."""
+    if isinstance(rows, DenseRows):
+        return replace(rows, hidden_TE=rows.hidden_TE[positions_N])
+    values = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    picked: dict[str, Any] = {name: value[positions_N] for name, value in values.items() if value is not None}
+    return replace(rows, **picked)
 
 
 def to_device(rows: R, device: torch.device) -> R:

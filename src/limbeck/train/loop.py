@@ -133,11 +133,7 @@ def batch_loss(setup: Setup, batch: Batch, *, moment: Moment = START) -> tuple[L
     """The objective on one micro-batch, divided by the tokens of the whole step; and what each expert saw, if there are any."""
     device = setup.device
     with autocast(setup.dtype, device):
-        reading = setup.student(
-            batch.tokens_BT.to(device),
-            positions_BT=batch.positions_BT.to(device),
-            segments_BT=batch.segments_BT.to(device) if batch.segments_BT is not None else None,
-        )
+        reading = setup.read(batch)
         output = objective_loss(
             setup.recipe.objective,
             hidden_TD=reading.hidden_BTD.flatten(0, 1),

@@ -12,8 +12,7 @@ Shapes: T positions of the sequence, N of them at which gradients are taken, V v
 
 import math
 import time
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from limbeck.data.store_rows import StoreRows
 from limbeck.errors import LimbeckError
 from limbeck.objectives.objective import objective_loss
 from limbeck.objectives.schedule import Moment, weight_at
-from limbeck.signals.rows import mass_on, to_device
+from limbeck.signals.rows import mass_on, rows_at, to_device
 from limbeck.signals.types import DenseRows, SignalRows, sparse_target
 from limbeck.spec.objective import CrossEntropy, HiddenStates, Objective, needs_teacher, terms
 from limbeck.train.setup import Setup
@@ -81,7 +80,7 @@ def preflight(setup: Setup) -> Preflight:
     at_N = torch.linspace(0, len(targets_T) - 1, min(POSITIONS, len(targets_T)), device=device).long()
     logits_NV = _logits(setup, batch, at_N)
     ce = _check_loss_scale(logits_NV, targets_T[at_N])
-    gradients = _check_terms(setup, logits_NV, targets_T[at_N], rows=None if rows is None else _rows_at(rows, at_N))
+    gradients = _check_terms(setup, logits_NV, targets_T[at_N], rows=None if rows is None else rows_at(rows, at_N))
     return Preflight(ce, gradients, mass, mass_of_store, time.perf_counter() - started)
 
 
@@ -151,14 +150,8 @@ def _check_alignment(rows: SignalRows, targets_T: Tensor, *, mass_of_store: floa
 @torch.no_grad()
 def _logits(setup: Setup, batch: Batch, at_N: Tensor) -> Tensor:
     """The student's, float32."""
-    device = setup.device
-    with autocast(setup.dtype, device):
-        reading = setup.student(
-            batch.tokens_BT.to(device),
-            positions_BT=batch.positions_BT.to(device),
-            segments_BT=batch.segments_BT.to(device) if batch.segments_BT is not None else None,
-        )
-        return setup.student.logits(reading.hidden_BTD.flatten(0, 1)[at_N]).float()
+    with autocast(setup.dtype, setup.device):
+        return setup.student.logits(setup.read(batch).hidden_BTD.flatten(0, 1)[at_N]).float()
 
 
 def _check_loss_scale(logits_NV: Tensor, targets_N: Tensor) -> float:
@@ -217,19 +210,10 @@ def _gradient(
     return grad_VN.T
 
 
-def _rows_at(rows: SignalRows, at_N: Tensor) -> SignalRows:
-    """The rows of some positions."""
-    if isinstance(rows, DenseRows):
-        return replace(rows, hidden_TE=rows.hidden_TE[at_N])
-    values = {field.name: getattr(rows, field.name) for field in fields(rows)}
-    picked: dict[str, Any] = {name: value[at_N] for name, value in values.items() if value is not None}
-    return replace(rows, **picked)
-
-
 def _rolled(rows: SignalRows) -> SignalRows:
     """Every position with the row of another."""
     length = len(rows.hidden_TE) if isinstance(rows, DenseRows) else len(sparse_target(rows).ids_TK)
-    return _rows_at(rows, torch.arange(length).roll(length // 2))
+    return rows_at(rows, torch.arange(length).roll(length // 2))
 
 
 def _all_alike(rows: SignalRows) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from limbeck.compute import pick_device, pick_dtype
-from limbeck.data.loader import Loader, RowSource
+from limbeck.data.loader import Batch, Loader, RowSource
 from limbeck.data.packing import TokenStream
 from limbeck.data.store_rows import StoreRows
 from limbeck.data.token_store import TokenStore, prepare
@@ -27,7 +27,7 @@ from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
 from limbeck.spec.teacher import Context
 from limbeck.students.build import build
-from limbeck.students.decoder import Decoder
+from limbeck.students.decoder import Decoder, Reading
 from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
@@ -71,6 +71,15 @@ class Setup:
     def temperature(self) -> float:
         """At which teacher and student are compared."""
         return getattr(self.recipe.signal, "temperature", 1.0)
+
+    def read(self, batch: Batch) -> Reading:
+        """What the student makes of a batch: hidden states [sequences, tokens, hidden size] and more; call it under autocast."""
+        reading: Reading = self.student(
+            batch.tokens_BT.to(self.device),
+            positions_BT=batch.positions_BT.to(self.device),
+            segments_BT=batch.segments_BT.to(self.device) if batch.segments_BT is not None else None,
+        )
+        return reading
 
     @property
     def trained(self) -> nn.Module:
@@ -130,6 +139,7 @@ def open_setup(recipe: Recipe) -> Setup:
         rank=processes.rank,
         world_size=processes.world_size,
         source=_row_source(recipe, texts, signals, teacher),
+        reads_ahead=device.type != "cpu",
     )
     context = recipe.teacher.context if recipe.teacher is not None else Context()
     return Setup(
