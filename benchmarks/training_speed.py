@@ -10,9 +10,9 @@ All three train the same OLMo-3 student by cross-entropy with AdamW on the same 
 Arms take turns of a few steps, in an order that turns from round to round, so that a machine whose speed drifts slows them
 alike; a Trainer's turn begins when its first step does. Ratios are medians over rounds of Limbeck's speed over the arm's. Rows
 are plain (`data.packing=plain`): one causal mask, which is the Trainer's home ground. The vocabulary is that of the tokenizer,
-or of `--vocabulary` ids if that is more; `--tokenizer-size` trains a byte-level BPE of that size on the texts first.
+or of `--vocabulary` ids if that is more.
 
-    python benchmarks/training_speed.py --tokenizer-size 1024
+    python lab/small_tokenizer.py out/bpe-1024 --size 1024 && python benchmarks/training_speed.py --tokenizer out/bpe-1024
     python benchmarks/training_speed.py --vocabulary 100278
     python benchmarks/training_speed.py --vocabulary 100278 --sequences 64 --length 2048 --device cuda
 """
@@ -27,12 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
-    PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -41,23 +39,11 @@ from transformers import (
 
 from limbeck.compute import autocast
 from limbeck.data.loader import Batch
-from limbeck.data.texts import read_documents
 from limbeck.optim.build import build_optimizer
 from limbeck.spec.load import load_recipe
 from limbeck.students import hf
 from limbeck.train.loop import optimizer_step
 from limbeck.train.setup import Setup, open_setup
-
-END = "<|end|>"
-
-
-def train_tokenizer(folder: Path, *, size: int) -> str:
-    """A byte-level BPE of `size` ids, trained on the quickstart's texts."""
-    backend = ByteLevelBPETokenizer()
-    texts = [document.text for document in read_documents(load_recipe("quickstart").data.train)]
-    backend.train_from_iterator(texts, vocab_size=size, special_tokens=[END], show_progress=False)
-    PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer, eos_token=END, bos_token=END).save_pretrained(folder)
-    return str(folder)
 
 
 class Ours:
@@ -204,9 +190,8 @@ def main() -> None:
             "precision": arguments.precision,
             "device": arguments.device,
         }
-        if arguments.tokenizer_size:
-            size = arguments.tokenizer_size
-            overrides |= {"data.tokenizer": train_tokenizer(folder / "tokenizer", size=size), "teacher": None, "signal": None}
+        if arguments.tokenizer:
+            overrides |= {"data.tokenizer": arguments.tokenizer, "teacher": None, "signal": None}
         setup = open_setup(load_recipe("quickstart", overrides))
         arms = arms_of(setup, folder, turns=(arguments.rounds + 1) * arguments.steps)
         names, seconds = list(arms), {name: [] for name in arms}

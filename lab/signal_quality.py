@@ -13,10 +13,9 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
+from seeds import Values, arms_of, interval, shown
 from torch import Tensor
 
 from limbeck.compute import pick_device
@@ -33,17 +32,6 @@ from limbeck.train.setup import open_setup
 
 CONTROL, FULL = "ce", "dense"
 STEPS = 4
-Values = Mapping[str, Sequence[float]]
-"""By arm, one value a seed."""
-
-
-def arms_of(output: Path) -> dict[str, list[Path]]:
-    """Arm -> its runs, in the order of their seeds."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted((output / "runs").iterdir()):
-        if (path / "summary.json").is_file():
-            found.setdefault(path.name.rpartition("-s")[0], []).append(path)
-    return found
 
 
 def measured(arms: Mapping[str, list[Path]]) -> dict[str, Comparison]:
@@ -84,19 +72,6 @@ def angles(arms: Mapping[str, list[Path]]) -> dict[str, tuple[float, float]]:
             cosine = float(torch.dot(full.double(), other.double()) / (full.double().norm() * other.double().norm()))
             found[arm].append(math.degrees(math.acos(min(1.0, cosine))))
     return {arm: (start, end) for arm, (start, end) in found.items()}
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % interval of Student's t."""
-    count = len(values)
-    half = float(stats.t.ppf(0.975, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    return float(np.mean(values)), half
-
-
-def shown(values: Sequence[float], *, digits: int = 4) -> str:
-    """Mean and interval for people."""
-    mean, half = interval(values)
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def figure_of(arms: Sequence[str], differences: Values, calibration: Values) -> Draw:
