@@ -11,7 +11,7 @@ from limbeck.spec.data import Data
 from limbeck.spec.objective import Objective, check_signal, needs_teacher
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
-from limbeck.spec.student import Student
+from limbeck.spec.student import Student, UpcycledStudent
 from limbeck.spec.teacher import Teacher
 
 
@@ -42,6 +42,9 @@ class Recipe(Spec):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     student: Student
+    initial_weights: str | None = None
+    """The run or folder whose weights the student begins with; it may differ in YaRN and windows alone. None: at random, or as
+    the student says. What that run has cost is not added to this one's costs."""
     data: Data
     teacher: Teacher | None = None
     signal: Signal | None = None
@@ -70,6 +73,15 @@ class Recipe(Spec):
         check_signal(self.objective, self.signal)
         if needs_teacher(self.objective) and self.teacher is None:
             raise ValueError(f"objective.kind={self.objective.kind} needs a teacher: set teacher.kind")
+        return self
+
+    @model_validator(mode="after")
+    def _begins_once(self) -> Self:
+        if self.initial_weights is not None and isinstance(self.student, UpcycledStudent) and self.student.weights is not None:
+            raise ValueError(
+                "initial_weights and student.weights both say what the student begins with: initial_weights is for a student "
+                "that has its experts already; set one of them to null"
+            )
         return self
 
     @model_validator(mode="after")
