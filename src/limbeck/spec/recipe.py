@@ -9,7 +9,7 @@ from limbeck.spec.base import Spec
 from limbeck.spec.budget import Budget
 from limbeck.spec.data import Data
 from limbeck.spec.objective import Objective, check_signal, needs_teacher
-from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule
+from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
 from limbeck.spec.student import Student, UpcycledStudent
 from limbeck.spec.teacher import Teacher
@@ -88,6 +88,11 @@ class Recipe(Spec):
     def _rounding_begins(self) -> Self:
         if self.quantisation_aware is not None:
             check_begins(self.quantisation_aware, self.schedule)
+        return self
+
+    @model_validator(mode="after")
+    def _snapshots_are_taken(self) -> Self:
+        check_averages(self.averaging, self.schedule)
         return self
 
     @model_validator(mode="after")
