@@ -113,7 +113,9 @@ def test_the_optimizers_table_says_what_goes_where(limbeck: Callable[..., Any]) 
 def test_an_upcycled_student_is_shown_with_its_experts(limbeck: Callable[..., Any]) -> None:
     """4 copies of each MLP of 512 channels: 4 times its parameters, of which a token passes one copy; routers beside them."""
     shown = json.loads(limbeck("show", "upcycled-tiny", "--json").out)
-    dense = json.loads(limbeck("show", "quickstart", f"student={shown['recipe']['student']['dense']}", "--json").out)
+    dense = json.loads(
+        limbeck("show", "quickstart", f"student={json.dumps(shown['recipe']['student']['dense'])}", "--json").out
+    )
     mlps, routers = 4 * 3 * 192 * 512, 4 * 16 * 192
     assert shown["params"]["non_embedding"] == dense["params"]["non_embedding"] + 3 * mlps + routers
     assert shown["params"]["active_non_embedding"] == dense["params"]["non_embedding"] + routers
