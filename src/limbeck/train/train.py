@@ -27,7 +27,8 @@ def train(recipe: Recipe) -> Path:
     writer = RunWriter(path, recipe=setup.recipe, device=str(setup.device)) if setup.processes.is_first else None
     if writer is not None:
         say(f"{recipe.name}: {checked.line()}")
-        writer.preflight(**asdict(checked), start=asdict(setup.start) if setup.start is not None else None)
+        began = {} if setup.start is None else {"start": asdict(setup.start)}
+        writer.preflight(**asdict(checked), **began)
     costs = run(setup, path=path, writer=writer)
     if writer is not None:
         finish(setup, costs, path=path, writer=writer)
