@@ -2,7 +2,7 @@
 
     RUN/recipe.yaml        the resolved recipe
     RUN/environment.json   versions, device, processor
-    RUN/preflight.json     what the first batch showed before the first step
+    RUN/preflight.json     what the first batch showed before the first step, and which weights the student began with
     RUN/metrics.jsonl      one record a line: `event` train or eval, always with the six costs
     RUN/checkpoint.pt      what resuming needs (written by `limbeck.train.checkpoint`)
     RUN/student/           the student as a Hugging Face folder
@@ -84,6 +84,16 @@ def is_finished(path: str | Path) -> bool:
     return (Path(path) / "summary.json").is_file()
 
 
+def read_preflight(path: str | Path) -> dict[str, Any]:
+    """What the first batch showed, and what the student began with; empty for a run that has not begun."""
+    file = Path(path) / "preflight.json"
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise LimbeckError(f"{file} is damaged ({error}): remove it, the same command continues") from error
+    return found
+
+
 def require_recipe(path: str | Path, recipe: Recipe) -> None:
     """`SpecError` if the run folder holds a run of another recipe."""
     _refuse_another_recipe(Path(path), open_run(path).recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
@@ -121,7 +131,7 @@ class RunWriter:
             file.write(json.dumps({"event": event, **asdict(costs), **values}) + "\n")
 
     def preflight(self, **values: Any) -> None:
-        """Keep what the first batch showed."""
+        """Keep what is known before the first step."""
         write_atomically(self.path / "preflight.json", json.dumps(values, indent=1))
 
     def finish(self, costs: Costs, **values: Any) -> dict[str, Any]:

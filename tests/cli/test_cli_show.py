@@ -76,6 +76,52 @@ def test_a_mixture_of_experts_says_what_a_token_passes(limbeck: Callable[..., An
     assert shown["exported_as"] == "LimbeckForCausalLM"
 
 
+def test_memory_is_parameters_gradients_and_what_the_optimizer_keeps(limbeck: Callable[..., Any], nano: dict[str, Any]) -> None:
+    """AdamW keeps two numbers a parameter. NorMuon one, and one for each of a matrix's output channels."""
+    assert nano["training_bytes"] == 16 * 229_555_968
+    d, layers, experts, channels, heads = 768, 21, 512, 256, 12 * 64 + 2 * 4 * 64
+    attention, shared, dense = (heads + d) * d, 2 * d * channels, 2 * d * 3072
+    matrices = layers * attention + (layers - 1) * shared + dense
+    stacks = (layers - 1) * experts * 2 * d * channels
+    rows = layers * (heads + d) + (layers - 1) * (channels + d) + (3072 + d) + (layers - 1) * experts * (channels + d)
+    by_adamw = 4_388_917_020 - matrices - stacks
+    shown = json.loads(limbeck("show", "moe", "--json").out)
+    assert shown["training_bytes"] == 16 * by_adamw + 12 * (matrices + stacks) + 4 * rows
+    muon = json.loads(limbeck("show", "moe", "optimizer={kind: muon}", "--json").out)
+    assert shown["training_bytes"] - muon["training_bytes"] == 4 * rows
+
+
+def test_the_optimizers_table_says_what_goes_where(limbeck: Callable[..., Any]) -> None:
+    """Everything once; learning rates under muP (256 / 1280 inside the blocks), decay only where weights are multiplied."""
+    shown = json.loads(limbeck("show", "moe", "--json").out)
+    table = {row["role"]: row for row in shown["optimizer_table"]}
+    assert {role: row["algorithm"] for role, row in table.items()} == {
+        **dict.fromkeys(("embedding", "head", "router", "vector"), "adamw"),
+        **dict.fromkeys(("matrix", "experts"), "normuon"),
+    }
+    assert sum(row["parameters"] for row in table.values()) == shown["params"]["total"]
+    assert table["router"]["parameters"] == 20 * 512 * 768 and table["router"]["tensors"] == 20
+    assert table["experts"]["decay_per_step"] == pytest.approx(0.02 * 0.01) and table["embedding"]["decay_per_step"] == 0
+    ladder = json.loads(limbeck("show", "ladder-198m", "--json").out)["optimizer_table"]
+    rates = {row["role"]: row["peak_lr"] for row in ladder}
+    assert rates == {"embedding": 0.01, "matrix": pytest.approx(0.01 * 256 / 1280), "vector": 0.01}
+    lines = limbeck("show", "moe").out.splitlines()
+    (line,) = [line for line in lines if line.startswith("experts by normuon")]
+    assert line.split()[3:] == ["40", "4,026,531,840", "0.02", "0.0002"]
+
+
+def test_an_upcycled_student_is_shown_with_its_experts(limbeck: Callable[..., Any]) -> None:
+    """4 copies of each MLP of 512 channels: 4 times its parameters, of which a token passes one copy; routers beside them."""
+    shown = json.loads(limbeck("show", "upcycled-tiny", "--json").out)
+    dense = json.loads(
+        limbeck("show", "quickstart", f"student={json.dumps(shown['recipe']['student']['dense'])}", "--json").out
+    )
+    mlps, routers = 4 * 3 * 192 * 512, 4 * 16 * 192
+    assert shown["params"]["non_embedding"] == dense["params"]["non_embedding"] + 3 * mlps + routers
+    assert shown["params"]["active_non_embedding"] == dense["params"]["non_embedding"] + routers
+    assert (shown["recipe"]["student"]["noise"], shown["recipe"]["student"]["router_warmup"]) == (0.02, 0.05)
+
+
 def test_members_of_the_family_are_shown_by_name(limbeck: Callable[..., Any]) -> None:
     """As Table 13 of arXiv 2502.08606 names them; between them by depth."""
     shown = json.loads(limbeck("show", "ladder-198m", "--json").out)
@@ -88,7 +134,7 @@ def test_members_of_the_family_are_shown_by_name(limbeck: Callable[..., Any]) ->
     between = json.loads(limbeck("show", "laws", "student.num_layers=41", "--json").out)
     assert between["recipe"]["student"]["num_layers"] == 41 and between["params"]["embedding"] == 32_768 * 41 * 128
     complaint = limbeck("show", "ladder-199m").complaint
-    assert "did you mean 'ladder-198m'" in complaint and "quickstart, ladder-103m to ladder-12.6b)" in complaint
+    assert "did you mean 'ladder-198m'" in complaint and "quickstart, upcycled-tiny, ladder-103m to ladder-12.6b)" in complaint
 
 
 def test_the_quickstart_can_be_shown_before_its_teacher_is_converted(limbeck: Callable[..., Any], tmp_path: Path) -> None:
@@ -139,5 +185,5 @@ def test_list_names_what_recipes_choose_from(limbeck: Callable[..., Any]) -> Non
     assert all(load_recipe(name).name == name for name in listed["recipes"])
     assert listed["kinds"]["signal"] == ["topk", "topp", "sampled", "hybrid", "hard", "dense"]
     text = limbeck("list").out
-    assert "recipes: golf, laws, moe, moe-tiny, nano, quickstart" in text
+    assert "recipes: golf, laws, moe, moe-tiny, nano, quickstart, upcycled-tiny" in text
     assert "ladder-103m, ladder-143m" in text and "student.kind: olmo3, ladder, moe, golf" in text

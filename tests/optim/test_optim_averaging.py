@@ -2,14 +2,18 @@
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from limbeck.errors import SpecError
 from limbeck.optim.averaging import WeightAverage
 from limbeck.optim.schedules import lr_factor
+from limbeck.spec.base import parse
 from limbeck.spec.optim import Averaging, Cosine, ExponentialAverage, NoAveraging, SnapshotAverage, WarmupStableDecay
+from limbeck.spec.recipe import Recipe
 
 STEPS = 50
 SCHEDULE = WarmupStableDecay(warmup=0.2, decay=0.6)
@@ -150,3 +154,32 @@ def test_tied_weights_are_averaged_once() -> None:
     with average.swapped(model):
         torch.testing.assert_close(model.head.weight.detach(), start / 2)
         assert model.head.weight is model.embed.weight
+
+
+@pytest.mark.parametrize(
+    ("schedule", "below", "lowest"),
+    [
+        ({"kind": "cosine", "final": 0.1}, 0.2, None),
+        ({"kind": "cosine", "final": 0.2}, 0.2, 0.2),
+        ({"kind": "cosine", "final": 0.5}, 0.2, 0.5),
+        ({"kind": "wsd", "decay": 0.2, "final": 0.0}, 0.01, None),
+        ({"kind": "wsd", "decay": 0.0}, 0.9, 1.0),
+    ],
+    ids=str,
+)
+def test_snapshots_that_would_never_be_taken_are_refused(
+    values: dict[str, Any], schedule: dict[str, Any], below: float, lowest: float | None
+) -> None:
+    """By the recipe alone; and what is let through does take some, what is refused takes none."""
+    recipe = {**values, "schedule": schedule, "averaging": {"kind": "swa", "below": below}}
+    if lowest is None:
+        parse(Recipe, recipe, source="test")
+    else:
+        with pytest.raises(SpecError, match=rf"averaging\.below={below} is never reached: the schedule ends at {lowest} of"):
+            parse(Recipe, recipe, source="test")
+    model = torch.nn.Linear(1, 1)
+    average = WeightAverage(SnapshotAverage(below=below), model)
+    held = parse(Recipe, {**values, "schedule": schedule}, source="test").schedule
+    for step in range(1000):
+        average.update(model, lr_factor=lr_factor(held, (step + 0.5) / 1000), fraction=(step + 1) / 1000)
+    assert (average.count > 0) == (lowest is None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.errors import LimbeckError
 from limbeck.spec.student import GolfStudent
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
@@ -160,3 +161,18 @@ def test_a_cache_continues_pairs_and_smears():
     cache = student.new_cache()
     parts = [student(part_BT, cache=cache).hidden_BTD for part_BT in tokens_BT.split([6, 1, 1, 4, 2], dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), student(tokens_BT).hidden_BTD, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_cache_is_refused_where_positions_begin_to_stretch():
+    """Its keys were turned by other rates than those that all of the sequence has now."""
+    student = random_student(small_spec(ntk_length=16))
+    tokens_BT = torch.randint(0, VOCAB, (2, 18), generator=torch.Generator().manual_seed(0))
+    cache = student.new_cache()
+    for part_BT in tokens_BT[:, :16].split([15, 1], dim=1):
+        found_BTD = student(part_BT, cache=cache).hidden_BTD
+    torch.testing.assert_close(found_BTD[:, -1], student(tokens_BT[:, :16]).hidden_BTD[:, -1], rtol=0, atol=1e-9)
+    with pytest.raises(LimbeckError, match=r"ntk_length=16 tokens.*read all 17 anew"):
+        student(tokens_BT[:, 16:17], cache=cache)
+    anew_BTD, shorter_BTD = student(tokens_BT).hidden_BTD, student(tokens_BT[:, :17]).hidden_BTD
+    assert float((anew_BTD[:, :17] - shorter_BTD).abs().max()) > 1e-3  # not causal beyond it, as the field says

@@ -14,6 +14,7 @@ from limbeck.spec.parts import GrapeM, Rope, SharedExpert
 from limbeck.spec.student import Student
 from limbeck.students import hf
 from limbeck.students.decoder import Decoder
+from limbeck.students.positions import GrapePlane, GrapeRates
 
 FAMILIES = {name: FOREIGN[name][0] for name in ("moe", "golf", "dense, contextual", "dense, rank 2", "dense, sinks")}
 
@@ -113,6 +114,29 @@ def test_in_bfloat16_the_routers_biases_stay_float32(tmp_path):
             assert bias_E.dtype == torch.float32 and torch.equal(bias_E, experts.router.bias)
     tokens_BT = random_tokens(2, 23)
     assert model(tokens_BT).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["frequencies", "contextual", "rank2"])
+@torch.no_grad()
+def test_in_bfloat16_learned_positions_stay_float32(tmp_path, form):
+    """16 ln(rate) is some -60 for a middling plane: bfloat16 has quarters there, 1 % of a rate, a radian far out."""
+    spec = dense(positions=GrapeM(form=form), full_attention_every=1)
+    student, model = opened(spec, tmp_path / "s", dtype=torch.bfloat16)
+    own = {name: tensor for name, tensor in student.state_dict().items() if ".positions." in name}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if ".positions." in name}
+    assert len(own) == len(kept) >= 4
+    for tensor, expected in zip(kept.values(), own.values(), strict=True):
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, expected)
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    tokens_BT = random_tokens(1, 1500)
+    expected_BTV = student.logits(student(tokens_BT).hidden_BTD)
+    error = float((model(tokens_BT).logits.float() - expected_BTV).std() / expected_BTV.std())
+    for module in model.modules():
+        if isinstance(module, GrapeRates | GrapePlane):
+            module.bfloat16()
+    rounded = float((model(tokens_BT).logits.float() - expected_BTV).std() / expected_BTV.std())
+    assert error < 0.05
+    assert error < 0.7 * rounded
 
 
 @torch.no_grad()

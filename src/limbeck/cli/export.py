@@ -33,12 +33,17 @@ def export(
     dtype: Annotated[
         Dtype | None, typer.Option(help="Of a GGUF file's matrices; default: float16. A folder is float32.")
     ] = None,
+    yarn: Annotated[
+        float | None, typer.Option(min=1, help="Stretch positions by this factor (YaRN), without training; hf alone.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a trained student for use elsewhere. What a GGUF file cannot express is refused, naming the part."""
     folder = _student(Path(target))
     if format is Format.hf and dtype is not None:
         raise SpecError(f"--dtype={dtype} is for --format gguf: a folder holds float32, and transformers reads it in any dtype")
+    if format is Format.gguf and yarn is not None:
+        raise SpecError("--yarn is for --format hf: export that folder to GGUF afterwards")
     if output.resolve() == folder.resolve():
         raise SpecError(f"--output={output} is the folder to export: name another")
     if format is Format.gguf:
@@ -48,7 +53,7 @@ def export(
     else:
         from limbeck.students.hf import save_again
 
-        save_again(folder, to=output)
+        save_again(folder, to=output, yarn_factor=yarn)
     emit({"student": str(folder), "format": format.value, "path": str(output)}, as_json=as_json, lines=[f"{format}: {output}"])
 
 

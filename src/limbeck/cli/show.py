@@ -1,7 +1,7 @@
 """`limbeck show RECIPE`: a recipe resolved and priced."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -16,6 +16,7 @@ from limbeck.cli.arguments import (
     Utilisation,
 )
 from limbeck.cli.output import emit, human
+from limbeck.cli.output import table as aligned
 from limbeck.errors import SpecError
 from limbeck.plan.accounting import Parameters
 from limbeck.plan.devices import find_device, sustained_flops_per_second
@@ -26,6 +27,9 @@ from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.teacher import HuggingFaceTeacher
 from limbeck.students.exported import foreign_part, native
+
+if TYPE_CHECKING:  # torch is imported when a recipe is shown, not when the command line starts
+    from limbeck.optim.groups import Row
 
 
 def show(
@@ -52,8 +56,11 @@ def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_jso
         )
     cost = price(recipe, vocab_size=vocab_size, teacher=config, flops_per_second=speed)
     architecture = exported_as(recipe.student.layout)
+    rows, training_bytes = optimizer_of(recipe, vocab_size=vocab_size)
     values = {
         **asdict(cost),
+        "training_bytes": training_bytes,
+        "optimizer_table": [asdict(row) for row in rows],
         "params": {**asdict(cost.params), "active_non_embedding": cost.params.active_non_embedding},
         "exported_as": architecture,
         "flops_per_second": speed,
@@ -62,7 +69,8 @@ def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_jso
     head = vocab_size * recipe.student.layout.hidden_size
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip()
     export = f"export: {architecture}{_reason(recipe)}"
-    lines = [resolved, "---", *_parameters(cost.params, head=head), *_costs(cost, speed), export]
+    costs = _costs(cost, speed, training_bytes=training_bytes)
+    lines = [resolved, "---", *_parameters(cost.params, head=head), *costs, export, "", *_optimizer(rows)]
     emit(values, as_json=as_json, lines=lines)
 
 
@@ -70,6 +78,32 @@ def exported_as(layout: Layout) -> str:
     """The class that the saved student is opened as."""
     found = native(layout)
     return "LimbeckForCausalLM" if found is None else found.architecture
+
+
+def optimizer_of(recipe: Recipe, *, vocab_size: int) -> tuple[list["Row"], int]:
+    """Which of the student's parameters go where, and the bytes of all that is trained; from a student without weights."""
+    import torch
+
+    from limbeck.optim.groups import parameter_groups, table, training_bytes
+    from limbeck.students.decoder import Decoder
+
+    with torch.device("meta"):
+        groups = parameter_groups(recipe.optimizer, Decoder(recipe.student.layout, vocab_size=vocab_size))
+    return table(groups), training_bytes(groups)
+
+
+def _optimizer(rows: list["Row"]) -> list[str]:
+    cells = [
+        [
+            f"{row.role} by {row.algorithm}",
+            f"{row.tensors:,}",
+            f"{row.parameters:,}",
+            f"{row.peak_lr:.3g}",
+            f"{row.decay_per_step:.3g}",
+        ]
+        for row in rows
+    ]
+    return aligned(["optimizer", "tensors", "parameters", "peak lr", "decay a step"], cells)
 
 
 def _reason(recipe: Recipe) -> str:
@@ -99,14 +133,14 @@ def _parameters(params: Parameters, *, head: int) -> list[str]:
     return lines
 
 
-def _costs(cost: Price, flops_per_second: float) -> list[str]:
+def _costs(cost: Price, flops_per_second: float, *, training_bytes: int) -> list[str]:
     def shown(amount: float | None, unit: str) -> str:
         return human(amount, unit) if amount is not None else "unknown"
 
     return [
         f"student: {human(cost.student_flops_per_token)}FLOPs per token forward, {shown(cost.student_flops, 'FLOPs')} to train",
         f"teacher: {shown(cost.teacher_flops_per_token, 'FLOPs')} per token, at most {shown(cost.teacher_flops, 'FLOPs')}",
-        f"memory: {human(cost.training_bytes, 'B')} for parameters, gradients and moments",
+        f"memory: {human(training_bytes, 'B')} for parameters, gradients and the optimizer's state",
         f"store: {shown(cost.store_bytes_per_token, 'B')} per token",
         f"hours: {shown(cost.hours, '')} at {flops_per_second:.3g} FLOP/s",
     ]

@@ -17,6 +17,7 @@ from limbeck.spec.optim import AdamW, AdamWNumbers, MomentumWarmup, Muon, NorMuo
 DECAYING: tuple[Role, ...] = ("head", "matrix", "experts", "router")
 ORTHOGONALISED: tuple[Role, ...] = ("matrix", "experts")
 """Magnitudes matter where rows are looked up (embedding, table) or scores are compared (head, router): those stay AdamW's."""
+BYTES_PER_FLOAT32 = 4
 DIMENSIONS = {"matrix": 2, "experts": 3}
 
 
@@ -69,6 +70,21 @@ def table(groups: Iterable[Mapping[str, Any]]) -> list[Row]:
         )
         for group in groups
     ]
+
+
+def training_bytes(groups: Iterable[Mapping[str, Any]]) -> int:
+    """Of parameters, gradients and what the optimizer keeps, all float32. Activations come on top.
+
+    AdamW keeps two numbers for each; Muon one; NorMuon one, and one for each output channel of a matrix.
+    """
+    numbers = 0
+    for group in groups:
+        kept = 2 if group["algorithm"] == "adamw" else 1
+        for parameter in group["params"]:
+            numbers += (2 + kept) * parameter.numel()
+            if "beta2" in group:
+                numbers += parameter.numel() // parameter.shape[1]  # channels in: of [out, in] and of [E, in, out] alike
+    return BYTES_PER_FLOAT32 * numbers
 
 
 def _group(spec: Optimizer, placement: Placement) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from limbeck.spec.student import Student
 
 FLOPS_PER_MULTIPLY_ADD = 2
 TRAINING_OVER_FORWARD = 3
-BYTES_PER_FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,6 @@ def student_flops_per_token(spec: Student, *, vocab_size: int, context: float) -
 def training_flops_per_token(spec: Student, *, vocab_size: int, context: float) -> float:
     """Forward and backward FLOPs per token: three times `student_flops_per_token`."""
     return TRAINING_OVER_FORWARD * student_flops_per_token(spec, vocab_size=vocab_size, context=context)
-
-
-def training_bytes(spec: Student, *, vocab_size: int) -> int:
-    """Bytes of parameters, gradients and AdamW's two moments, all float32. Activations come on top."""
-    return 4 * BYTES_PER_FLOAT32 * student_parameters(spec, vocab_size=vocab_size).total
 
 
 def teacher_parameters(config: Mapping[str, Any]) -> Parameters:

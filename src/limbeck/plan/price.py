@@ -10,7 +10,6 @@ from limbeck.plan.accounting import (
     student_flops_per_token,
     student_parameters,
     teacher_flops_per_token,
-    training_bytes,
 )
 from limbeck.plan.storage import store_bytes_per_token
 from limbeck.spec.budget import Flops, Seconds, Steps, Tokens
@@ -31,7 +30,6 @@ class Price:
     student_flops: float | None
     teacher_flops: float | None
     """If every token of the budget is scored once: an upper bound for a store, whose rows are scored once and read often."""
-    training_bytes: int
     store_bytes_per_token: float | None
     hours: float | None
 
@@ -58,7 +56,6 @@ def price(recipe: Recipe, *, vocab_size: int, teacher: Mapping[str, Any] | None,
         tokens=tokens,
         student_flops=student_flops,
         teacher_flops=teacher_flops,
-        training_bytes=training_bytes(recipe.student, vocab_size=vocab_size),
         store_bytes_per_token=_stored(recipe, vocab_size=vocab_size),
         hours=total / flops_per_second / 3600 if total is not None else _hours_of_seconds(recipe),
     )

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from limbeck.spec.base import Spec
-from limbeck.spec.optim import Schedule, WarmupStableDecay
+from limbeck.spec.optim import Schedule, last_factor
 
 LIMIT_BYTES = 16_000_000
 """What parameter-golf allows for code and weights together."""
@@ -45,7 +45,7 @@ class QuantisationAware(Rounding):
 
 def check_begins(aware: QuantisationAware, schedule: Schedule) -> None:
     """`ValueError` where the schedule never falls below `from_lr_factor`."""
-    last = 1.0 if isinstance(schedule, WarmupStableDecay) and schedule.decay == 0 else schedule.final
+    last = last_factor(schedule)
     if last >= aware.from_lr_factor:
         raise ValueError(
             f"from_lr_factor={aware.from_lr_factor} is never reached: the schedule ends at {last} of its peak; "

@@ -121,3 +121,17 @@ def _adamw_unless_said(values: Any) -> Any:
 Optimizer = Annotated[AdamW | Muon | NorMuon, Field(discriminator="kind"), BeforeValidator(_adamw_unless_said)]
 Schedule = Annotated[Cosine | WarmupStableDecay, Field(discriminator="kind")]
 Averaging = Annotated[NoAveraging | ExponentialAverage | SnapshotAverage, Field(discriminator="kind")]
+
+
+def last_factor(schedule: Schedule) -> float:
+    """The share of its peak that the learning rate ends at, which is the lowest after the warmup."""
+    return 1.0 if isinstance(schedule, WarmupStableDecay) and schedule.decay == 0 else schedule.final
+
+
+def check_averages(averaging: Averaging, schedule: Schedule) -> None:
+    """`ValueError` where snapshots wait for a learning rate that the schedule never falls to."""
+    if isinstance(averaging, SnapshotAverage) and last_factor(schedule) >= averaging.below:
+        raise ValueError(
+            f"averaging.below={averaging.below} is never reached: the schedule ends at {last_factor(schedule)} of its peak, so "
+            "no snapshot would be taken; lower schedule.final, raise averaging.below or set averaging.kind=ema"
+        )

@@ -48,7 +48,10 @@ class Rope(Spec):
     theta: float = Field(500_000.0, gt=1)
     yarn: Yarn | None = None
     ntk_length: PositiveInt | None = None
-    """Sequences of T > `ntk_length` tokens turn by theta * (T / ntk_length)**(h / (h - 2)) (parameter-golf)."""
+    """Sequences of T > `ntk_length` tokens turn by theta * (T / ntk_length)**(h / (h - 2)) (parameter-golf).
+
+    T is all that is read at once: a packed row's documents and a batch's padding count. So beyond this length a student is not
+    causal, what it says of a position depends on how much follows, and to generate it reads everything anew for each token."""
 
 
 class GrapeM(Spec):

@@ -9,9 +9,9 @@ from limbeck.spec.base import Spec
 from limbeck.spec.budget import Budget
 from limbeck.spec.data import Data
 from limbeck.spec.objective import Objective, check_signal, needs_teacher
-from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule
+from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
-from limbeck.spec.student import Student
+from limbeck.spec.student import Student, UpcycledStudent
 from limbeck.spec.teacher import Teacher
 
 
@@ -42,6 +42,9 @@ class Recipe(Spec):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     student: Student
+    initial_weights: str | None = None
+    """The run or folder whose weights the student begins with; it may differ in YaRN and windows alone. None: at random, or as
+    the student says. What that run has cost is not added to this one's costs."""
     data: Data
     teacher: Teacher | None = None
     signal: Signal | None = None
@@ -73,9 +76,23 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _begins_once(self) -> Self:
+        if self.initial_weights is not None and isinstance(self.student, UpcycledStudent) and self.student.weights is not None:
+            raise ValueError(
+                "initial_weights and student.weights both say what the student begins with: initial_weights is for a student "
+                "that has its experts already; set one of them to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rounding_begins(self) -> Self:
         if self.quantisation_aware is not None:
             check_begins(self.quantisation_aware, self.schedule)
+        return self
+
+    @model_validator(mode="after")
+    def _snapshots_are_taken(self) -> Self:
+        check_averages(self.averaging, self.schedule)
         return self
 
     @model_validator(mode="after")

@@ -109,6 +109,7 @@ class LadderStudent(Spec):
     vocab_size: PositiveInt | None = None
     tied_embeddings: bool = True
     rope_theta: float = Field(10_000.0, gt=1)
+    yarn: Yarn | None = None
     rms_norm_eps: float = Field(1e-6, gt=0)
     mup: bool = True
     base_width: PositiveInt = 256
@@ -139,7 +140,7 @@ class LadderStudent(Spec):
             num_heads=self.num_heads,
             num_kv_heads=self.num_heads,
             head_dim=self.width // self.num_heads,
-            positions=Rope(theta=self.rope_theta),
+            positions=Rope(theta=self.rope_theta, yarn=self.yarn),
             qk_norm="head",
         )
         layer = LayerLayout(attention, MlpLayout("swiglu", self.intermediate_size))
@@ -403,3 +404,16 @@ def _layer_types(num_layers: int, *, full_every: int) -> tuple[str, ...]:
 
 
 Student = Annotated[Olmo3Student | LadderStudent | MoeStudent | GolfStudent | UpcycledStudent, Field(discriminator="kind")]
+
+
+def with_yarn(student: Student, yarn: Yarn) -> Student:
+    """The same student with stretched positions. Raises `ValueError` where the family has none."""
+    match student:
+        case Olmo3Student() | LadderStudent():
+            return student.model_copy(update={"yarn": yarn})
+        case MoeStudent(positions=positions):
+            return student.model_copy(update={"positions": positions.model_copy(update={"yarn": yarn})})
+        case UpcycledStudent(dense=dense):
+            return student.model_copy(update={"dense": with_yarn(dense, yarn)})
+        case GolfStudent():
+            raise ValueError("a golf student has no yarn: its positions stretch by themselves (ntk_length)")

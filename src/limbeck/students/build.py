@@ -1,19 +1,21 @@
 """From the spec of a student to the student, initialised."""
 
-from pathlib import Path
-
 import torch
 
-from limbeck.errors import SpecError
 from limbeck.spec.student import Student, UpcycledStudent
-from limbeck.students import hf
 from limbeck.students.decoder import Decoder
 from limbeck.students.initialise import initialise
+from limbeck.students.start import begin_with
 from limbeck.students.upcycle import upcycle
 
 
-def build(spec: Student, *, vocab_size: int, seed: int) -> Decoder:
-    """The student on the CPU in float32; the same seed gives the same weights, and the global generator isn't touched."""
+def build(spec: Student, *, vocab_size: int, seed: int, initial_weights: str | None = None) -> Decoder:
+    """The student on the CPU in float32; the same seed gives the same weights, and the global generator isn't touched.
+
+    With `initial_weights`, a run or folder, it begins with those: `SpecError` where they are another student's.
+    """
+    if initial_weights is not None:
+        return begin_with(initial_weights, spec, vocab_size=vocab_size, key="initial_weights")
     if isinstance(spec, UpcycledStudent):
         return upcycle(_dense(spec, vocab_size=vocab_size, seed=seed), spec, seed=seed)
     with torch.device("meta"):  # torch's own initialisation, which would draw global random numbers, does nothing here
@@ -27,8 +29,4 @@ def _dense(spec: UpcycledStudent, *, vocab_size: int, seed: int) -> Decoder:
     """The dense student that is upcycled: from its run or folder, or at random."""
     if spec.weights is None:
         return build(spec.dense, vocab_size=vocab_size, seed=seed)
-    folder = Path(spec.weights)
-    dense, _, its_vocabulary = hf.load(folder / "student" if (folder / "student").is_dir() else folder)
-    if dense.layout != spec.dense.layout or its_vocabulary != vocab_size:
-        raise SpecError(f"student.weights={spec.weights} holds another student than student.dense: copy its recipe's student")
-    return dense
+    return begin_with(spec.weights, spec.dense, vocab_size=vocab_size, key="student.weights")

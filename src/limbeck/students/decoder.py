@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from limbeck.errors import LimbeckError
 from limbeck.roles import Placement, Role
 from limbeck.spec.layout import ExpertsLayout, LayerLayout, Layout
 from limbeck.spec.parts import GrapeM, Rope
@@ -122,12 +123,20 @@ class Body(nn.Module):
         self.smear = Smear(size) if layout.smear else None
         self.value_embedding = _value_embedding(layout, vocab_size=vocab_size)
         self.layers = nn.ModuleList(Block(layer, layout) for layer in layout.layers)
+        ropes = [layer.attention.positions for layer in layout.layers if isinstance(layer.attention.positions, Rope)]
+        self.exact_length = min((rope.ntk_length for rope in ropes if rope.ntk_length is not None), default=None)
+        """Tokens beyond which all rates change with each one more, so that a cache's keys are of no use; None: never."""
         num_skips = len(layout.layers) // 2 if layout.skips else 0
         self.skip_SD = nn.Parameter(torch.empty(num_skips, size)) if num_skips else None
         self.norm = RMSNorm(size, eps=layout.norm_eps, weighted=layout.norm_weights)
 
     def forward(self, token_BT: Tensor, position_BT: Tensor | None, segments_BT: Tensor | None, cache: Cache | None) -> Reading:
         past = 0 if cache is None else cache.length
+        if past and self.exact_length is not None and past + token_BT.shape[1] > self.exact_length:
+            raise LimbeckError(
+                f"a cache ends at ntk_length={self.exact_length} tokens, where positions begin to change with the length: read "
+                f"all {past + token_BT.shape[1]} anew without one, as generate does with the saved student"
+            )
         if position_BT is None:
             position_BT = torch.arange(past, past + token_BT.shape[1], device=token_BT.device)[None]
         given = self._given(token_BT, position_BT, segments_BT, past=past)
@@ -273,7 +282,8 @@ class Decoder(nn.Module):
 
         `positions_BT` (int64) defaults to 0, 1, 2, ... in each row. `segments_BT` (int64) numbers the documents packed into a
         row: a position sees its own document alone. None means one document per row, and is faster. With a `cache`, tokens
-        follow those that it remembers; past `ntk_length`, where all rates change with every token, its keys are of no use.
+        follow those that it remembers; past `ntk_length`, where all rates change with every token, its keys are of no use and
+        `LimbeckError` is raised.
         """
         return self.model(token_BT, positions_BT, segments_BT, cache)
 

@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, Olmo3Config, PreTrainedConfig, Qwen3Config
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, SpecError
 from limbeck.plan.accounting import student_parameters
 from limbeck.spec.layout import Layout
-from limbeck.spec.student import Student
+from limbeck.spec.parts import Yarn
+from limbeck.spec.student import Student, with_yarn
 from limbeck.students.decoder import Decoder
 from limbeck.students.exported import MODEL_TYPES, native
 from limbeck.students.olmo3_folder import olmo3_spec
@@ -103,21 +104,43 @@ def load(folder: Path) -> tuple[Decoder, Student, int]:
     return student, spec, config.vocab_size
 
 
-def save_again(folder: Path, *, to: Path) -> None:
-    """Read the student of a folder and save it, with what else belongs to it, to another."""
+def read_spec(folder: Path) -> Student:
+    """The spec of the student in a folder, without its weights; errors as `load`."""
+    return _spec(read_config(folder), folder)
+
+
+def save_again(folder: Path, *, to: Path, yarn_factor: float | None = None) -> None:
+    """Read the student of a folder and save it, with what else belongs to it, to another.
+
+    With `yarn_factor` the copy's positions are stretched by YaRN from the longest context that it was trained on. `SpecError`
+    where its family has no YaRN, or it has been stretched already.
+    """
     student, spec, _ = load(folder)
     config = read_config(folder)
+    max_positions = config.max_position_embeddings
+    if yarn_factor is not None:
+        spec = _stretched(spec, Yarn(factor=yarn_factor, original_length=max_positions), folder)
+        max_positions = round(yarn_factor * max_positions)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     save(
         student,
         spec=spec,
         folder=to,
-        max_positions=config.max_position_embeddings,
+        max_positions=max_positions,
         tokenizer_folder=folder if has_tokenizer else None,
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
     )
+
+
+def _stretched(spec: Student, yarn: Yarn, folder: Path) -> Student:
+    if any(layer.attention.positions.yarn is not None for layer in spec.layout.layers):
+        raise SpecError(f"{folder} has YaRN already: stretch the student that it began as")
+    try:
+        return with_yarn(spec, yarn)
+    except ValueError as error:
+        raise SpecError(f"{folder}: {error}") from None
 
 
 def _config(spec: Student, *, vocab_size: int, **others: Any) -> PreTrainedConfig:

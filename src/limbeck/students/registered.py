@@ -23,7 +23,6 @@ from transformers.utils import can_return_tuple
 
 from limbeck.spec.base import Spec, parse
 from limbeck.spec.layout import Layout
-from limbeck.spec.parts import Rope
 from limbeck.spec.student import Student
 from limbeck.students.cache import Cache, KeysValues
 from limbeck.students.decoder import Body, Decoder
@@ -128,7 +127,8 @@ class LimbeckPreTrainedModel(PreTrainedModel):
     config_class = LimbeckConfig
     base_model_prefix = "model"
     _no_split_modules = ("Block",)
-    _keep_in_fp32_modules_strict = ("router.bias", "shared_share")
+    _keep_in_fp32_modules_strict = ("router.bias", "shared_share", "positions")
+    """GRAPE's 16 ln(rate) among them: at 16 ln(1/10000) = -147 the last bit of bfloat16 is 6 % of the rate."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the constructor initialises what isn't loaded."""
@@ -144,8 +144,6 @@ class LimbeckModel(LimbeckPreTrainedModel):
     def __init__(self, config: LimbeckConfig, body: Body | None = None) -> None:
         super().__init__(config)
         self.body = _decoder(config).model if body is None else body
-        ropes = [layer.attention.positions for layer in self.body.layout.layers if isinstance(layer.attention.positions, Rope)]
-        self.exact_length = min((rope.ntk_length for rope in ropes if rope.ntk_length is not None), default=None)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -181,7 +179,7 @@ class LimbeckModel(LimbeckPreTrainedModel):
         if cache is None:
             return BaseModelOutputWithPast(self.body(input_ids, position_ids, segments_BT, None).hidden_BTD)
         tokens_BS = cache.read(input_ids)
-        if self.exact_length is not None and tokens_BS.shape[1] > self.exact_length:
+        if self.body.exact_length is not None and tokens_BS.shape[1] > self.body.exact_length:
             hidden_BTD = self.body(tokens_BS, None, None, None).hidden_BTD[:, -input_ids.shape[1] :]
         else:
             hidden_BTD = self.body(input_ids, position_ids, None, cache.cache).hidden_BTD

@@ -1,5 +1,6 @@
 """Measuring the student of a run on its held-out documents, and what the run leaves when it ends."""
 
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,6 +67,7 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None
         tokens_per_second=costs.tokens / costs.seconds,
         precision=str(setup.dtype).removeprefix("torch."),
         teacher=_teacher(setup),
+        start=asdict(setup.start) if setup.start is not None else None,
     )
     (path / "checkpoint.pt").unlink(missing_ok=True)
 

@@ -28,6 +28,7 @@ from limbeck.spec.signal import DenseSignal
 from limbeck.spec.teacher import Context
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder, Reading
+from limbeck.students.start import Start, find_start, yarns
 from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
@@ -47,6 +48,15 @@ class Texts:
 
 
 @dataclass(frozen=True)
+class StartRecord:
+    """The weights that a student begins with, for the run's folder: what they have cost is in the run that they are from."""
+
+    weights: str
+    digest: str | None
+    """Of their files."""
+
+
+@dataclass(frozen=True)
 class Setup:
     """Everything a run needs."""
 
@@ -61,6 +71,8 @@ class Setup:
     device: torch.device
     dtype: torch.dtype
     reference: Reference | None
+    start: StartRecord | None
+    """None where the student begins at random."""
     step_costs: Costs
     """Of one optimizer step: tokens and student FLOPs."""
     teacher_flops_per_scored_token: float
@@ -117,6 +129,7 @@ def open_setup(recipe: Recipe) -> Setup:
     load_functions(recipe.objective)
     device = pick_device(recipe.device)
     processes = start_processes(device)
+    start = find_start(recipe.initial_weights) if recipe.initial_weights is not None else None
     signals = SignalStore.open(recipe.store_path) if recipe.uses_store else None
     texts = _first_process_first(recipe, processes)
     if signals is not None:
@@ -124,7 +137,7 @@ def open_setup(recipe: Recipe) -> Setup:
     teacher = load_teacher(recipe.teacher, device=device) if _is_live(recipe) and recipe.teacher is not None else None
     reference = _reference(recipe, texts, teacher, device=device, processes=processes)
     width = _teacher_width(recipe, texts, signals=signals, teacher=teacher, reference=reference)
-    recipe = with_vocabulary(recipe, texts, teacher_width=int(from_first(width, processes, device)) or None)
+    recipe = with_vocabulary(recipe, texts, teacher_width=int(from_first(width, processes, device)) or None, start=start)
     assert recipe.student.vocab_size is not None
     stream = TokenStream(texts.train.lengths, sequence_length=recipe.data.sequence_length, seed=recipe.seed)
     sequences = recipe.batch.sequences
@@ -145,13 +158,14 @@ def open_setup(recipe: Recipe) -> Setup:
     return Setup(
         recipe=recipe,
         texts=texts,
-        student=build(recipe.student, vocab_size=recipe.student.vocab_size, seed=recipe.seed).to(device),
+        student=_student(recipe, start).to(device),
         projection=_projection(recipe, teacher, device=device),
         loader=loader,
         processes=processes,
         device=device,
         dtype=_agreed_dtype(recipe, processes, device),
         reference=reference,
+        start=_start_record(recipe, start),
         step_costs=step_costs(recipe, texts.train),
         teacher_flops_per_scored_token=teacher_flops_per_scored_token(recipe, texts.train, texts.files),
         tokens_scored_per_row=tokens_scored_per_row(texts.train, context=context),
@@ -159,8 +173,30 @@ def open_setup(recipe: Recipe) -> Setup:
     )
 
 
-def with_vocabulary(recipe: Recipe, texts: Texts, *, teacher_width: int | None) -> Recipe:
-    """The recipe with `student.vocab_size` filled in and checked: the teacher's logits, or without one the tokenizer's size.
+def _student(recipe: Recipe, start: Start | None) -> Decoder:
+    """As it begins. Aloud where positions are stretched from another length than the one that the start was trained on."""
+    assert recipe.student.vocab_size is not None, "resolved"
+    student = build(
+        recipe.student, vocab_size=recipe.student.vocab_size, seed=recipe.seed, initial_weights=recipe.initial_weights
+    )
+    for length in sorted({yarn.original_length for yarn in yarns(recipe.student.layout)}):
+        if start is not None and length not in (start.max_positions, start.stretched_from):
+            say(
+                f"{recipe.name}: YaRN stretches positions from {length} tokens, but {recipe.initial_weights} was trained on "
+                f"{start.max_positions}: is yarn.original_length right?"
+            )
+    return student
+
+
+def _start_record(recipe: Recipe, start: Start | None) -> StartRecord | None:
+    if start is None or recipe.initial_weights is None:
+        return None
+    return StartRecord(recipe.initial_weights, weights_digest(TeacherFiles(recipe.initial_weights, str(start.folder))))
+
+
+def with_vocabulary(recipe: Recipe, texts: Texts, *, teacher_width: int | None, start: Start | None = None) -> Recipe:
+    """The recipe with `student.vocab_size` filled in and checked: the teacher's logits, without one what the student begins
+    with, or else the tokenizer's size.
 
     A control takes the teacher's too, so that it is the same student; it must be the same where its KL is measured.
     """
@@ -169,7 +205,7 @@ def with_vocabulary(recipe: Recipe, texts: Texts, *, teacher_width: int | None) 
         raise SpecError(
             f"student.vocab_size={asked}, but the teacher's vocabulary is {teacher_width}: remove student.vocab_size"
         )
-    size = asked or teacher_width or texts.tokenizer.size
+    size = asked or teacher_width or (start.vocab_size if start is not None else texts.tokenizer.size)
     if size < texts.tokenizer.size:
         raise SpecError(f"student.vocab_size={size} is smaller than the tokenizer's {texts.tokenizer.size} ids")
     return recipe.model_copy(update={"student": recipe.student.model_copy(update={"vocab_size": size})})

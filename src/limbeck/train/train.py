@@ -3,14 +3,15 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from limbeck.errors import SpecError
 from limbeck.progress import say
-from limbeck.runs import RunWriter, is_finished, require_recipe
+from limbeck.runs import RunWriter, is_finished, read_preflight, require_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.train.loop import run
 from limbeck.train.measure import finish
 from limbeck.train.parallel import leave
 from limbeck.train.preflight import preflight
-from limbeck.train.setup import open_setup
+from limbeck.train.setup import Setup, open_setup
 
 
 def train(recipe: Recipe) -> Path:
@@ -21,13 +22,25 @@ def train(recipe: Recipe) -> Path:
     if is_finished(path):
         return path
     setup = open_setup(recipe)
+    require_same_start(path, setup)
     checked = preflight(setup)  # before the run has a folder: what is mended here may change the recipe
     writer = RunWriter(path, recipe=setup.recipe, device=str(setup.device)) if setup.processes.is_first else None
     if writer is not None:
         say(f"{recipe.name}: {checked.line()}")
-        writer.preflight(**asdict(checked))
+        began = {} if setup.start is None else {"start": asdict(setup.start)}
+        writer.preflight(**asdict(checked), **began)
     costs = run(setup, path=path, writer=writer)
     if writer is not None:
         finish(setup, costs, path=path, writer=writer)
     leave(setup.processes)
     return path
+
+
+def require_same_start(path: Path, setup: Setup) -> None:
+    """`SpecError` where the run at `path` began with other weights than are now where its recipe says."""
+    began = read_preflight(path).get("start")
+    if began is not None and setup.start is not None and began["digest"] != setup.start.digest:
+        raise SpecError(
+            f"initial_weights={setup.start.weights} has changed since {path} began with it: put the old weights back, or train "
+            "under another name"
+        )
