@@ -24,20 +24,9 @@ from limbeck.students.cache import Cache, KeysValues
 from limbeck.students.embeddings import BigramHash, Smear, ValueEmbedding, first_of_document
 from limbeck.students.experts import Experts
 from limbeck.students.mlp import Mlp
+from limbeck.students.model import Reading, StudentModel
 from limbeck.students.norms import RMSNorm
 from limbeck.students.positions import GrapePlane, GrapeRates, Turn, plane_turn, rope_rates
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a student says of tokens."""
-
-    hidden_BTD: Tensor
-    """After the final norm: logits are `hidden_BTD @ head_VD.T`, under the softcap where there is one."""
-    load_ME: Tensor | None = None
-    """Tokens that each expert saw, layer by layer; float32, no gradient. None without experts."""
-    balance: Tensor | None = None
-    """The balance loss of all layers with its weight; None without experts."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +228,7 @@ def _role(name: str, parameter: Tensor) -> Role:
     return "matrix" if name.endswith(("_proj.weight", ".proj.weight")) else "vector"
 
 
-class Decoder(nn.Module):
+class Decoder(StudentModel):
     """The student. A tied one has no `lm_head`.
 
     The constructor leaves parameters uninitialised (it works on the meta device): `initialise` them or load them.
@@ -291,11 +280,6 @@ class Decoder(nn.Module):
     def new_cache(self) -> Cache:
         """For generation."""
         return Cache([KeysValues() for _ in self.layout.layers])
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Of hidden states, under the softcap."""
-        logits = nn.functional.linear(hidden, self.head_VD.to(hidden.dtype))
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def experts(self) -> list[Experts]:
         """The mixtures, in the order of their layers."""
