@@ -160,7 +160,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> PreTrainedConfig:
     """The configuration of a student's folder; `LimbeckError` where it holds none."""
     model_type = _read_json(folder).get("model_type")
-    config_class: Any = {**_CONFIGS, "limbeck": LimbeckConfig}.get(model_type)
+    config_class: Any = {**_CONFIGS, "limbeck": LimbeckConfig}.get(str(model_type))
     if config_class is None:
         raise LimbeckError(f"{folder} holds a model of type {model_type!r}: a student is one that Limbeck saved, or an 'olmo3'")
     return config_class.from_pretrained(folder)

@@ -1,7 +1,8 @@
 """Pretrained students as Hugging Face folders: what `AutoModelForCausalLM` opens with equal logits, an adapter merged.
 
 The folder is what transformers writes of the model (config.json, safetensors, its generation settings, code that came with it),
-with the tokenizer's files and a model card; config.json holds the spec under `limbeck_student`. An adapter is in `adapter/` besides, for `peft.PeftModel` upon the first model.
+with the tokenizer's files and a model card; config.json holds the spec under `limbeck_student`. An adapter is in `adapter/`
+besides, for `peft.PeftModel` upon the first model.
 """
 
 from pathlib import Path
