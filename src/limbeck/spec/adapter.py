@@ -17,11 +17,11 @@ class _LowRank(Spec):
     alpha: float = Field(32.0, gt=0)
     """What is added is alpha / rank times the product."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names, or ends of names, of the linear maps that are adapted; all-linear: every one but the head."""
+    """Names of the linear maps that are adapted, or what stands after a dot in them; all-linear: every one but the head."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Of what A reads, while training."""
     also: tuple[str, ...] = ()
-    """Names, or ends of names, of modules that are trained in full, such as norms."""
+    """Modules that are trained in full, by how their names end: `norm` is every `input_layernorm` too."""
 
 
 class LoRA(_LowRank):

@@ -5,6 +5,7 @@ one. Embedding and head cannot be adapted where they are one matrix, for then me
 adapted by low rank at all, because losses read its matrix, but it may be trained in full.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,9 @@ def adapted(model: Any, adapter: Adapter, *, base: str, seed: int) -> Any:
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     _check_names(model, adapter.also)
     _check_embeddings(model, adapter, tied=tied)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Of peft 0.21 with transformers 5.23, about a name that is not ours.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         torch.manual_seed(seed)
         try:
             found = peft.get_peft_model(model, config)
@@ -92,7 +95,7 @@ def _check_names(model: Any, also: tuple[str, ...]) -> None:
     """Where a name is of no module, peft says nothing."""
     names = [name for name, _ in model.named_modules()]
     for each in also:
-        if not any(_ends(name, each) for name in names):
+        if not any(name.endswith(each) for name in names):
             raise SpecError(f"student.adapter.also: the model has no module {each!r}")
 
 
@@ -100,17 +103,17 @@ def _check_embeddings(model: Any, adapter: Adapter, *, tied: bool) -> None:
     """Refuse to adapt the head by low rank, and anything of one matrix that is embedding and head."""
     targets = () if isinstance(adapter.targets, str) else adapter.targets
     head, embedding = (_name(model, module) for module in (model.get_output_embeddings(), model.get_input_embeddings()))
-    for target in targets:
-        if _ends(head, target):
-            raise SpecError(f"student.adapter.targets: {target} is the head, whose matrix losses read: train it with `also`")
-    for each in (*targets, *adapter.also):
-        if tied and (_ends(head, each) or _ends(embedding, each)):
-            raise SpecError(f"student.adapter: {each} cannot be adapted, since the model's embedding and head are one matrix")
+
+    def reached(name: str) -> list[str]:
+        """As peft matches them."""
+        by_rank = [each for each in targets if f".{name}".endswith(f".{each}")]
+        return by_rank + [each for each in adapter.also if name.endswith(each)]
+
+    if tied and (found := reached(head) + reached(embedding)):
+        raise SpecError(f"student.adapter: {found[0]} cannot be adapted, since the model's embedding and head are one matrix")
+    if any(each in targets for each in reached(head)):
+        raise SpecError("student.adapter.targets: losses read the head's own matrix: train it with student.adapter.also")
 
 
 def _name(model: Any, wanted: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is wanted)
-
-
-def _ends(name: str, end: str) -> bool:
-    return name == end or name.endswith(f".{end}")

@@ -235,17 +235,22 @@ def _loaded(spec: HuggingFaceStudent, *, on: str) -> Any:
 def _drop_what_is_frozen(student: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     """A state dict without what stands beside an adapter: the model has it."""
     assert isinstance(student, PretrainedStudent)
-    if is_adapted(student.model):
-        learning = {prefix + name for name, parameter in student.named_parameters() if parameter.requires_grad}
-        for name in [name for name in state if name.startswith(prefix) and name not in learning]:
-            del state[name]
+    for name in _frozen(student):
+        state.pop(prefix + name, None)
 
 
 def _allow_what_is_frozen(student: nn.Module, incompatible: Any) -> None:
+    """A state dict may be without it, too."""
     assert isinstance(student, PretrainedStudent)
-    if is_adapted(student.model):
-        frozen = {name for name, parameter in student.named_parameters() if not parameter.requires_grad}
-        buffers = {name for name, _ in student.named_buffers()}
-        incompatible.missing_keys[:] = [
-            name for name in incompatible.missing_keys if not any(name.endswith(each) for each in frozen | buffers)
-        ]
+    frozen = tuple(_frozen(student))
+    if frozen:
+        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if not name.endswith(frozen)]
+
+
+def _frozen(student: PretrainedStudent) -> list[str]:
+    """Names of the model's own parameters and buffers while an adapter stands beside them; a tied matrix has two."""
+    if not is_adapted(student.model):
+        return []
+    parameters = student.named_parameters(remove_duplicate=False)
+    frozen = [name for name, parameter in parameters if not parameter.requires_grad]
+    return frozen + [name for name, _ in student.named_buffers()]
