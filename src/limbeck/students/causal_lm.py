@@ -41,8 +41,8 @@ class Head:
 
 
 @contextmanager
-def loading(what: str, *, error: type[LimbeckError]) -> Iterator[None]:
-    """Without transformers' progress bar; what it raises becomes an `error` that says that `what` cannot be loaded."""
+def transformers_quiet(what: str, *, error: type[LimbeckError]) -> Iterator[None]:
+    """Without transformers' progress bar; what it raises becomes an `error` of one line that begins with `what`."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

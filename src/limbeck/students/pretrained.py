@@ -27,7 +27,7 @@ from limbeck.progress import say
 from limbeck.spec.adapter import Adapter
 from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.adapter import TrainedAdapter, adapted, is_adapted, low_rank_layers, taken_out
-from limbeck.students.causal_lm import Head, head_of, loading
+from limbeck.students.causal_lm import Head, head_of, transformers_quiet
 from limbeck.students.model import Reading, StudentModel
 
 PROBE_LENGTHS = (5, 1, 8)
@@ -177,7 +177,7 @@ def vocabulary(spec: HuggingFaceStudent) -> int:
     import limbeck.students.registered  # noqa: F401 (so that transformers knows our own folders)
 
     source = source_of(spec)
-    with loading(f"student.model={spec.model} cannot be read", error=SpecError):
+    with transformers_quiet(f"student.model={spec.model} cannot be read", error=SpecError):
         config = AutoConfig.from_pretrained(source.model, **source.arguments)
     return int(config.get_text_config().vocab_size)
 
@@ -224,7 +224,7 @@ def _loaded(spec: HuggingFaceStudent, *, on: str) -> Any:
     import limbeck.students.registered  # noqa: F401 (so that transformers knows our own folders)
 
     source = source_of(spec)
-    with loading(f"student.model={spec.model} cannot be loaded", error=SpecError), torch.random.fork_rng(devices=[]):
+    with transformers_quiet(f"student.model={spec.model} cannot be loaded", error=SpecError), torch.random.fork_rng(devices=[]):
         if on == "meta":
             config = AutoConfig.from_pretrained(source.model, **source.arguments)
             with torch.device("meta"):

@@ -7,8 +7,9 @@ besides, for `peft.PeftModel` upon the first model.
 
 from pathlib import Path
 
-from limbeck.errors import LimbeckError, first_line
+from limbeck.errors import LimbeckError
 from limbeck.spec.student import HuggingFaceStudent
+from limbeck.students.causal_lm import transformers_quiet
 from limbeck.students.hf import copy_tokenizer, published
 from limbeck.students.pretrained import PretrainedStudent
 
@@ -21,13 +22,11 @@ def save_pretrained(
     """Write `student` to `folder`, replacing what is there. Its adapter, where it has one, is merged first."""
     student.settle()
     with published(folder) as partial:
-        try:
-            student.causal_lm.config.limbeck_student = spec.model_dump(mode="json")
+        student.causal_lm.config.limbeck_student = spec.model_dump(mode="json")
+        with transformers_quiet(f"{folder} cannot be written", error=LimbeckError):
             student.causal_lm.save_pretrained(partial)
             if student.trained_adapter is not None:
                 student.trained_adapter.save(partial / ADAPTER)
-        except (OSError, ValueError) as error:
-            raise LimbeckError(f"{folder} cannot be written: {first_line(error)}") from error
         if tokenizer_folder is not None:
             copy_tokenizer(tokenizer_folder, partial)
         (partial / "README.md").write_text(_model_card(student, spec=spec, name=folder.name), encoding="utf-8")

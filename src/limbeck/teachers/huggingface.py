@@ -15,7 +15,7 @@ from limbeck.compute import pick_dtype
 from limbeck.errors import TeacherError
 from limbeck.spec.quantisation import BitsAndBytesQuantisation, Quantisation, TorchAOQuantisation
 from limbeck.spec.teacher import Teacher as TeacherSpec
-from limbeck.students.causal_lm import head_of, loading
+from limbeck.students.causal_lm import head_of, transformers_quiet
 from limbeck.teachers.backends import check_package, loading_arguments, package_version, quantised_matrices, without_weights
 from limbeck.teachers.files import TeacherFiles, locate, weights_digest
 from limbeck.teachers.quantise import QuantisedMatrix, check_quantisable, quantise, quantised_share, summary, weights_bytes
@@ -141,4 +141,4 @@ def _loaded(files: TeacherFiles, scheme: Quantisation | None, *, dtype: torch.dt
 
 
 def _in_one_line(files: TeacherFiles) -> AbstractContextManager[None]:
-    return loading(f"teacher {files.name} cannot be loaded from {files.model}", error=TeacherError)
+    return transformers_quiet(f"teacher {files.name} cannot be loaded from {files.model}", error=TeacherError)
