@@ -18,7 +18,7 @@ from limbeck.plan.accounting import student_parameters, training_flops_per_token
 from limbeck.spec.optim import Muon
 from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students import hf
-from limbeck.students.pretrained import PretrainedStudent, adapter_parameters, load_pretrained, vocabulary
+from limbeck.students.pretrained import PretrainedStudent, adapter_parameters, load_pretrained, source_of, vocabulary
 from limbeck.students.pretrained_folder import save_pretrained
 from limbeck.testing import check_student
 
@@ -351,3 +351,20 @@ def test_the_public_checks_pass(adapter: dict[str, Any] | None, saved: Callable[
     assert report.architecture == "Olmo3ForCausalLM"
     assert "packed documents" in report.checks
     assert "cache" not in report.checks
+
+
+@pytest.mark.slow
+@pytest.mark.quickstart_inputs
+@torch.no_grad()
+def test_a_real_model_begins_as_it_is() -> None:
+    """Rank 16 on matrices of 576, 192 and 1,536 channels in thirty layers, and sixty-one norms."""
+    from transformers import AutoTokenizer
+
+    spec = HuggingFaceStudent(model="smollm2", adapter={"kind": "lora", "rank": 16, "also": ("norm",)})
+    student, folder = load_pretrained(spec, seed=0), source_of(spec).model
+    token_BT = AutoTokenizer.from_pretrained(folder)("The capital of France is", return_tensors="pt")["input_ids"]
+    logits_BTV = logits_of(student, token_BT)
+    assert AutoTokenizer.from_pretrained(folder).decode(logits_BTV[0, -1].argmax()) == " Paris"
+    assert torch.equal(logits_BTV, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(token_BT).logits)
+    assert student.adapter_parameters == 30 * 16 * (2 * 1152 + 2 * 768 + 3 * 2112) + 61 * 576
+    assert student.reads_packed_rows
