@@ -145,7 +145,8 @@ def _refuse_another_recipe(path: Path, old: dict[str, Any], new: dict[str, Any])
     # Where things lie and how often they are saved do not change what is computed.
     incidental = {"output", "store", "checkpoint"}
     for key, there, here in _differences(old, {key: value for key, value in new.items() if key not in incidental}):
-        filled_in = (key == "student.vocab_size" and here is None) or (key in {"precision", "device"} and here == "auto")
+        vocabulary = key in {"student.vocab_size", "student.dense.vocab_size"}
+        filled_in = (vocabulary and here is None) or (key in {"precision", "device"} and here == "auto")
         if filled_in:
             continue
         raise SpecError(

@@ -8,10 +8,13 @@ import torch
 from tiny_students import golf, ladder
 from tiny_world import make_tokenizer
 
-from limbeck.spec.student import Student
+from limbeck.spec.adapter import LoRA
+from limbeck.spec.student import HuggingFaceStudent, Student
 from limbeck.students import hf
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
+from limbeck.students.pretrained import load_pretrained
+from limbeck.students.pretrained_folder import save_pretrained
 
 
 def saved(spec: Student, tmp_path: Path) -> tuple[Decoder, Path]:
@@ -63,3 +66,16 @@ def test_a_part_that_gguf_lacks_is_one_line(limbeck, tmp_path):
     outcome = limbeck("export", folder, "--format", "gguf", "-o", tmp_path / "a.gguf")
     expected = f"limbeck: {folder}: GGUF has no model with an activation other than swiglu: export it with --format hf"
     assert (outcome.code, outcome.complaint) == (2, expected)
+
+
+def test_a_student_that_was_a_pretrained_model_is_copied_with_its_adapter(limbeck, tmp_path, teacher_folder):
+    spec = HuggingFaceStudent(model=str(teacher_folder), adapter=LoRA(rank=2))
+    run = tmp_path / "mine"
+    save_pretrained(load_pretrained(spec, seed=0), spec=spec, folder=run / "student")
+    (run / "recipe.yaml").write_text("name: mine\n")
+    assert limbeck("export", run, "-o", tmp_path / "copy").code == 0
+    names = {path.relative_to(run / "student") for path in (run / "student").rglob("*")}
+    assert names == {path.relative_to(tmp_path / "copy") for path in (tmp_path / "copy").rglob("*")}
+    assert Path("adapter/adapter_model.safetensors") in names
+    outcome = limbeck("export", run, "--format", "gguf", "-o", tmp_path / "a.gguf")
+    assert (outcome.code, "'llama' that was pretrained elsewhere" in outcome.complaint) == (1, True)

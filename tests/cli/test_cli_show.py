@@ -179,11 +179,37 @@ def test_showing_a_teacher_in_a_gguf_file_does_not_convert_it(
     assert limbeck("show", recipe_file, "teacher.gguf_file=model.gguf", "student.vocab_size=300").code == 0
 
 
+def test_a_pretrained_student_is_priced_by_its_configuration(
+    limbeck: Callable[..., Any], recipe_file: Path, teacher_folder: Path
+) -> None:
+    """Rank 4 on seven matrices of two layers: 32 to 32 and 16, 64 inside; 4 FLOPs a weight where all of it is frozen."""
+    student = ["student.kind=huggingface", f"student.model={teacher_folder}"]
+    whole = json.loads(limbeck("show", recipe_file, *student, "--json").out)
+    assert whole["params"]["total"] == whole["trained"] == 2 * 300 * 32 + 2 * (32 * (32 + 16 + 16 + 32 + 3 * 64) + 64) + 32
+    assert whole["exported_as"] == "LlamaForCausalLM"
+    adapter = ["student.adapter.kind=lora", "student.adapter.rank=4"]
+    found = json.loads(limbeck("show", recipe_file, *student, *adapter, "--json").out)
+    assert found["trained"] == 2 * 4 * (64 + 48 + 48 + 64 + 3 * 96)
+    assert found["training_bytes"] == 4 * whole["params"]["total"] + 16 * found["trained"]
+    tokens = 8 * 4 * 32
+    saved = 2 * (whole["params"]["total"] - 300 * 32)  # of the gradients of every weight that multiplies
+    assert whole["student_flops"] - found["student_flops"] == tokens * (saved - 6 * found["trained"])
+    assert f"trained: {found['trained']:,} of an adapter" in limbeck("show", recipe_file, *student, *adapter).out
+
+
+def test_a_pretrained_student_that_is_not_here_is_one_line(limbeck: Callable[..., Any], recipe_file: Path) -> None:
+    student = ["student.kind=huggingface", "student.model=nobody/nothing"]
+    assert (
+        "student.model=nobody/nothing: its config.json is not on this machine"
+        in limbeck("show", recipe_file, *student).complaint
+    )
+
+
 def test_list_names_what_recipes_choose_from(limbeck: Callable[..., Any]) -> None:
     listed = json.loads(limbeck("list", "--json").out)
     assert {"nano", "quickstart"} <= set(listed["recipes"])
     assert all(load_recipe(name).name == name for name in listed["recipes"])
     assert listed["kinds"]["signal"] == ["topk", "topp", "sampled", "hybrid", "hard", "dense"]
     text = limbeck("list").out
-    assert "recipes: golf, laws, moe, moe-tiny, nano, quickstart, upcycled-tiny" in text
-    assert "ladder-103m, ladder-143m" in text and "student.kind: olmo3, ladder, moe, golf" in text
+    assert "recipes: continue-smollm2, golf, laws, moe, moe-tiny, nano, quickstart, upcycled-tiny" in text
+    assert "ladder-103m, ladder-143m" in text and "student.kind: olmo3, ladder, moe, golf, upcycled, huggingface" in text

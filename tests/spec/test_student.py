@@ -171,6 +171,8 @@ def test_a_file_of_ones_own_has_no_members(tmp_path):
 
 def test_an_unknown_recipe_is_told_of_the_members_at_the_ends():
     assert shown_names("recipes")[-1] == "ladder-103m to ladder-12.6b"
-    with pytest.raises(SpecError, match=r"did you mean 'ladder-198m'\? \(valid: .*quickstart, upcycled-tiny, ladder-103m to ladder-12.6b\)"):
+    with pytest.raises(
+        SpecError, match=r"did you mean 'ladder-198m'\? \(valid: .*quickstart, upcycled-tiny, ladder-103m to ladder-12.6b\)"
+    ):
         load_recipe("ladder-199m")
     assert shown_names("studies") == shipped("studies") == shipped_files("studies")

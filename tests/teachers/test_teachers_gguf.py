@@ -9,10 +9,10 @@ import torch
 from gguf import GGUFWriter, LlamaFileType, TokenType
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from limbeck import gguf_folder
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import TeacherError
 from limbeck.spec.teacher import Context, GGUFTeacher, SmolLM2Teacher
-from limbeck.teachers import files
 from limbeck.teachers.files import locate, read_config
 from limbeck.teachers.huggingface import load_teacher
 
@@ -110,7 +110,7 @@ def test_a_file_is_converted_once_and_again_when_it_changes(
         raise AssertionError("converted again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "_convert", refuse)
+        patched.setattr(gguf_folder, "_convert", refuse)
         moved = gguf.rename(gguf.with_name("moved.gguf"))
         again = locate(GGUFTeacher(path=str(moved)))
         assert (again.model, again.revision) == (first.model, first.revision)
@@ -138,14 +138,14 @@ def test_a_cut_off_file_is_one_line_and_leaves_nothing(gguf: Path, tmp_path: Pat
 
 def test_two_processes_may_convert_at_once(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one is done while this one is still converting: its folder is as good as ours."""
-    original = files._convert
+    original = gguf_folder._convert
 
     def also_by_another(source: Path, folder: Path) -> None:
         original(source, folder)
-        monkeypatch.setattr(files, "_convert", original)
+        monkeypatch.setattr(gguf_folder, "_convert", original)
         original(source, folder)
 
-    monkeypatch.setattr(files, "_convert", also_by_another)
+    monkeypatch.setattr(gguf_folder, "_convert", also_by_another)
     found = locate(GGUFTeacher(path=str(gguf)))
     assert Path(found.model, "config.json").is_file()
 
@@ -175,7 +175,7 @@ def test_the_real_teacher_speaks() -> None:
 @torch.no_grad()
 def test_the_real_teacher_is_transformers_reading_of_the_file() -> None:
     teacher = load_teacher(SmolLM2Teacher(dtype="float32"), device=CPU)
-    packaged = files._smollm2_in_package()
+    packaged = gguf_folder.smollm2_in_package()
     assert packaged is not None
     direct = AutoModelForCausalLM.from_pretrained(str(packaged.parent), gguf_file=packaged.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(packaged.parent), gguf_file=packaged.name)

@@ -18,13 +18,13 @@ from limbeck.cli.arguments import (
 from limbeck.cli.output import emit, human
 from limbeck.cli.output import table as aligned
 from limbeck.errors import SpecError
-from limbeck.plan.accounting import Parameters
 from limbeck.plan.devices import find_device, sustained_flops_per_second
+from limbeck.plan.pretrained import student_config, student_vocab_size
 from limbeck.plan.price import Price, price
 from limbeck.plan.teachers import find
-from limbeck.spec.layout import Layout
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.recipe import Recipe
+from limbeck.spec.student import HuggingFaceStudent, Student
 from limbeck.spec.teacher import HuggingFaceTeacher
 from limbeck.students.exported import foreign_part, native
 
@@ -49,13 +49,19 @@ def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_jso
     """Print what a recipe is and costs; hours at `flops_per_second`, by default those of the default device."""
     speed = flops_per_second or sustained_flops_per_second(find_device(DEFAULT_DEVICE), utilisation=DEFAULT_UTILISATION)
     config = teacher_config(recipe)
-    vocab_size = recipe.student.vocab_size or (config or {}).get("vocab_size")
+    vocab_size = student_vocab_size(recipe.student) or (config or {}).get("vocab_size")
     if vocab_size is None:
         raise SpecError(
             f"{recipe.name}: student.vocab_size is not set and the teacher's configuration is not on this machine: set it"
         )
-    cost = price(recipe, vocab_size=vocab_size, teacher=config, flops_per_second=speed)
-    architecture = exported_as(recipe.student.layout)
+    cost = price(
+        recipe,
+        vocab_size=vocab_size,
+        teacher=config,
+        flops_per_second=speed,
+        adapter_parameters=_adapter_parameters(recipe.student),
+    )
+    architecture = exported_as(recipe.student)
     rows, training_bytes = optimizer_of(recipe, vocab_size=vocab_size)
     values = {
         **asdict(cost),
@@ -66,29 +72,29 @@ def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_jso
         "flops_per_second": speed,
         "recipe": recipe.model_dump(mode="json"),
     }
-    head = vocab_size * recipe.student.layout.hidden_size
+    head = vocab_size * _width(recipe.student)
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip()
     export = f"export: {architecture}{_reason(recipe)}"
     costs = _costs(cost, speed, training_bytes=training_bytes)
-    lines = [resolved, "---", *_parameters(cost.params, head=head), *costs, export, "", *_optimizer(rows)]
+    lines = [resolved, "---", *_parameters(cost, head=head), *costs, export, "", *_optimizer(rows)]
     emit(values, as_json=as_json, lines=lines)
 
 
-def exported_as(layout: Layout) -> str:
+def exported_as(student: Student) -> str:
     """The class that the saved student is opened as."""
-    found = native(layout)
+    if isinstance(student, HuggingFaceStudent):
+        architectures = student_config(student).get("architectures") or []
+        return str(architectures[0]) if architectures else "the model's own class"
+    found = native(student.layout)
     return "LimbeckForCausalLM" if found is None else found.architecture
 
 
 def optimizer_of(recipe: Recipe, *, vocab_size: int) -> tuple[list["Row"], int]:
     """Which of the student's parameters go where, and the bytes of all that is trained; from a student without weights."""
-    import torch
-
     from limbeck.optim.groups import parameter_groups, table, training_bytes
-    from limbeck.students.decoder import Decoder
+    from limbeck.students.build import build_empty
 
-    with torch.device("meta"):
-        groups = parameter_groups(recipe.optimizer, Decoder(recipe.student.layout, vocab_size=vocab_size))
+    groups = parameter_groups(recipe.optimizer, build_empty(recipe.student, vocab_size=vocab_size))
     return table(groups), training_bytes(groups)
 
 
@@ -107,8 +113,25 @@ def _optimizer(rows: list["Row"]) -> list[str]:
 
 
 def _reason(recipe: Recipe) -> str:
+    if isinstance(recipe.student, HuggingFaceStudent):
+        return "" if recipe.student.adapter is None else " (the adapter merged, and beside it in adapter/)"
     part = foreign_part(recipe.student.layout)
     return "" if part is None else f" (transformers has no class with {part})"
+
+
+def _width(student: Student) -> int:
+    return (
+        int(student_config(student)["hidden_size"]) if isinstance(student, HuggingFaceStudent) else student.layout.hidden_size
+    )
+
+
+def _adapter_parameters(student: Student) -> int:
+    """By building the model without weights, where there is an adapter."""
+    if not isinstance(student, HuggingFaceStudent) or student.adapter is None:
+        return 0
+    from limbeck.students.pretrained import adapter_parameters
+
+    return adapter_parameters(student)
 
 
 def teacher_config(recipe: Recipe) -> dict[str, Any] | None:
@@ -124,12 +147,15 @@ def teacher_config(recipe: Recipe) -> dict[str, Any] | None:
     return read_config(locate(recipe.teacher))
 
 
-def _parameters(params: Parameters, *, head: int) -> list[str]:
-    """All of them, and, in a mixture of experts, those of a token."""
+def _parameters(cost: Price, *, head: int) -> list[str]:
+    """All of them; in a mixture of experts those of a token, beside an adapter those that learn."""
+    params = cost.params
     lines = [f"parameters: {params.total:,} ({params.non_embedding:,} non-embedding, {params.embedding:,} embedding)"]
     if params.active < params.total:
         touched = params.active_non_embedding
         lines.append(f"of a token: {touched:,} non-embedding, {touched + head:,} with the head")
+    if cost.trained != params.total:
+        lines.append(f"trained: {cost.trained:,} of an adapter")
     return lines
 
 

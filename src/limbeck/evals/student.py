@@ -1,16 +1,16 @@
-"""A Limbeck student under evaluation, read the same way as a teacher."""
+"""A student under evaluation, read the same way as a teacher."""
 
 import torch
 from torch import Tensor
 
 from limbeck.compute import autocast
-from limbeck.students.decoder import Decoder
+from limbeck.students.model import StudentModel
 
 
 class StudentReader:
     """A `limbeck.teachers.score.Reader` around a student in training; computes in `dtype`."""
 
-    def __init__(self, student: Decoder, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, student: StudentModel, *, device: torch.device, dtype: torch.dtype) -> None:
         self.student, self.device, self.dtype = student, device, dtype
         self.head_VE: Tensor | None = student.head_VD.detach().to(dtype) if student.softcap is None else None
 

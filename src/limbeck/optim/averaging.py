@@ -1,7 +1,8 @@
 """Averages of the weights along a run, held in float32 beside them: exponential (EMA), or of snapshots (SWA).
 
 An average often measures better than the last weights of a run and costs one pass over them. The training loop calls `update`
-after every step; evaluation and export happen inside `swapped`. Buffers are not averaged.
+after every step; evaluation and export happen inside `swapped`. Buffers are not averaged, nor is what
+did not learn when the average began.
 """
 
 import math
@@ -27,7 +28,8 @@ class WeightAverage:
         self._fraction = 0.0
         self._average: dict[str, Tensor] = {}
         if not isinstance(spec, NoAveraging):
-            self._average = {name: _wide(parameter).clone() for name, parameter in model.named_parameters()}
+            learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+            self._average = {name: _wide(parameter).clone() for name, parameter in learning.items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, lr_factor: float, fraction: float) -> None:
@@ -37,8 +39,9 @@ class WeightAverage:
         if weight is None:
             return
         self.count += 1
-        for name, parameter in model.named_parameters():
-            self._average[name].lerp_(_wide(parameter), weight)
+        parameters = dict(model.named_parameters())
+        for name, average in self._average.items():
+            average.lerp_(_wide(parameters[name]), weight)
 
     def _weight(self, *, lr_factor: float, fraction: float) -> float | None:
         """Of the weights now in the new average; None where they stay out."""
@@ -60,7 +63,8 @@ class WeightAverage:
         if self.count == 0:
             yield
             return
-        own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        parameters = dict(model.named_parameters())
+        own = {name: parameters[name].detach().clone() for name in self._average}
         try:
             _copy(self._average, model)
             yield
@@ -98,5 +102,6 @@ def _wide(parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _copy(weights: dict[str, Tensor], model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+    parameters = dict(model.named_parameters())
+    for name, weight in weights.items():
+        parameters[name].copy_(weight)

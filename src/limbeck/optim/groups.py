@@ -58,17 +58,21 @@ def parameter_groups(spec: Optimizer, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def table(groups: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """A row for each group, of an `optimizer.param_groups` or of `parameter_groups(spec, model)` (a meta model will do)."""
+    """A row for each group, of an `optimizer.param_groups` or of `parameter_groups(spec, model)` (a meta model will do).
+
+    What is frozen beside an adapter is not counted.
+    """
     return [
         Row(
             role=group["role"],
             algorithm=group["algorithm"],
-            tensors=len(group["params"]),
-            parameters=sum(parameter.numel() for parameter in group["params"]),
+            tensors=len(learning),
+            parameters=sum(parameter.numel() for parameter in learning),
             peak_lr=group["peak_lr"],
             decay_per_step=group["peak_lr"] * group["weight_decay"],
         )
         for group in groups
+        if (learning := [parameter for parameter in group["params"] if parameter.requires_grad])
     ]
 
 
@@ -81,7 +85,10 @@ def training_bytes(groups: Iterable[Mapping[str, Any]]) -> int:
     for group in groups:
         kept = 2 if group["algorithm"] == "adamw" else 1
         for parameter in group["params"]:
-            numbers += (2 + kept) * parameter.numel()
+            numbers += parameter.numel()
+            if not parameter.requires_grad:
+                continue
+            numbers += (1 + kept) * parameter.numel()
             if "beta2" in group:
                 numbers += parameter.numel() // parameter.shape[1]  # channels in: of [out, in] and of [E, in, out] alike
     return BYTES_PER_FLOAT32 * numbers

@@ -9,24 +9,30 @@ FLOPs per token follow arXiv 2502.08606, appendix H (eqs. 57-59): C = 2 N + 2 co
 - Attention is causal: over a document of `context` tokens a position sees context / 2 keys on average. Each costs 2 H (h + h')
   FLOPs in a layer, h channels in a query and h' in a value. In a sliding layer of window w < context the mean is
   w - w**2 / (2 context), the same integral. Both leave out half a key: the position itself counts as half seen.
+- Beside an adapter (LoRA, DoRA) the model's own weights are frozen: 2 FLOPs less for each that a token touches, the head's with
+  them, whose gradient nobody asks for. The adapter's parameters cost 6 each; what DoRA's norms cost a step is not counted.
 - Softmax, norms, activations, sinks, exclusive attention, rotations and the loss aren't counted.
 - `context` is the length that attention reaches over: with intra-document attention the documents' mean, not the row's.
 
 A mixture of experts touches its router, its shared experts and the top-k of the routed ones. In multi-head latent attention
 keys and values are projected out of their latent, as scoring a whole text does it. Students are counted from their layout
-(`limbeck.plan.student_layout`); sizes of teachers are read from a Hugging Face config.json (`limbeck.plan.config_sizes`) or
-from the catalogue (`limbeck.plan.teachers`). D hidden size, V vocabulary, H query heads.
+(`limbeck.plan.student_layout`); sizes of teachers, and of students that are pretrained models, are read from a Hugging Face
+config.json (`limbeck.plan.config_sizes`) or from the catalogue (`limbeck.plan.teachers`). D hidden size, V vocabulary, H query
+heads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from limbeck.errors import SpecError, TeacherError
 from limbeck.plan import student_layout
 from limbeck.plan.config_sizes import final_norm, head_dims, is_tied, layers, size, windows
-from limbeck.spec.student import Student
+from limbeck.plan.pretrained import student_config
+from limbeck.spec.student import HuggingFaceStudent, LaidOutStudent, Student
 
 FLOPS_PER_MULTIPLY_ADD = 2
 TRAINING_OVER_FORWARD = 3
@@ -50,26 +56,53 @@ class Parameters:
 
 
 def student_parameters(spec: Student, *, vocab_size: int) -> Parameters:
-    """The parameters of the student that `spec` describes: those of the decoder built from it."""
+    """The parameters of the student that `spec` describes: those of the decoder built from it.
+
+    Of a pretrained one those of its configuration, an adapter left out: it is merged in the end. `SpecError` where that is not
+    on this machine, or of a type that cannot be counted.
+    """
+    if isinstance(spec, HuggingFaceStudent):
+        with _of_student(spec):
+            return teacher_parameters(student_config(spec))
     embedding = student_layout.embeddings(spec.layout, vocab_size=vocab_size)
     touched, untouched = student_layout.touched(spec.layout), student_layout.untouched(spec.layout)
     return Parameters(embedding + touched + untouched, embedding, touched + untouched, embedding + touched)
 
 
 def student_flops_per_token(spec: Student, *, vocab_size: int, context: float) -> float:
-    """Forward FLOPs per token, averaged over documents of `context` tokens."""
+    """Forward FLOPs per token, averaged over documents of `context` tokens. Errors as `student_parameters`."""
+    if isinstance(spec, HuggingFaceStudent):
+        with _of_student(spec):
+            return teacher_flops_per_token(student_config(spec), context=context)
     layout = spec.layout
-    head = vocab_size * layout.hidden_size
     keys = sum(
         2 * layer.attention.num_heads * layer.attention.head_dim * _mean_visible_keys(context, window=layer.attention.window)
         for layer in layout.layers
     )
-    return FLOPS_PER_MULTIPLY_ADD * (student_layout.touched(layout) + head + keys)
+    return FLOPS_PER_MULTIPLY_ADD * (student_layout.touched(layout) + vocab_size * layout.hidden_size + keys)
 
 
-def training_flops_per_token(spec: Student, *, vocab_size: int, context: float) -> float:
-    """Forward and backward FLOPs per token: three times `student_flops_per_token`."""
-    return TRAINING_OVER_FORWARD * student_flops_per_token(spec, vocab_size=vocab_size, context=context)
+def training_flops_per_token(spec: Student, *, vocab_size: int, context: float, adapter_parameters: int = 0) -> float:
+    """Forward and backward FLOPs per token: three times `student_flops_per_token`, but for what is frozen beside an adapter.
+
+    How many parameters an adapter has is not in the model's configuration; 0 leaves its own products out.
+    """
+    everything = TRAINING_OVER_FORWARD * student_flops_per_token(spec, vocab_size=vocab_size, context=context)
+    if not isinstance(spec, HuggingFaceStudent) or spec.adapter is None:
+        return everything
+    head = vocab_size * size(student_config(spec), "hidden_size")
+    frozen = student_parameters(spec, vocab_size=vocab_size).active_non_embedding + head
+    return everything + FLOPS_PER_MULTIPLY_ADD * (TRAINING_OVER_FORWARD * adapter_parameters - frozen)
+
+
+@contextmanager
+def _of_student(spec: HuggingFaceStudent) -> Iterator[None]:
+    """What is said of a teacher's configuration is said of a student's."""
+    try:
+        yield
+    except TeacherError as error:
+        reason = str(error).replace("teacher's ", "its ", 1)
+        raise SpecError(f"student.model={spec.model} cannot be counted: {reason}") from error
 
 
 def teacher_parameters(config: Mapping[str, Any]) -> Parameters:
@@ -104,11 +137,12 @@ def teacher_flops_per_token(config: Mapping[str, Any], *, context: float) -> flo
     return FLOPS_PER_MULTIPLY_ADD * (teacher_parameters(config).active_non_embedding + head + channels * keys)
 
 
-def _saved_student(config: Mapping[str, Any]) -> Student | None:
+def _saved_student(config: Mapping[str, Any]) -> LaidOutStudent | None:
     """What a config.json of Limbeck's own class says; None for all others."""
     if config.get("model_type") != "limbeck" or config.get("student") is None:
         return None
-    return TypeAdapter[Student](Student).validate_python(config["student"])
+    family = Annotated[LaidOutStudent, Field(discriminator="kind")]
+    return TypeAdapter[LaidOutStudent](family).validate_python(config["student"])
 
 
 def _mean_visible_keys(context: float, *, window: int | None) -> float:

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.plan.accounting import (
-    TRAINING_OVER_FORWARD,
     Parameters,
     student_flops_per_token,
     student_parameters,
     teacher_flops_per_token,
+    training_flops_per_token,
 )
 from limbeck.plan.storage import store_bytes_per_token
 from limbeck.spec.budget import Flops, Seconds, Steps, Tokens
 from limbeck.spec.objective import needs_teacher
 from limbeck.spec.recipe import Recipe
+from limbeck.spec.student import HuggingFaceStudent
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,10 @@ class Price:
     """What a recipe will cost. None: cannot be told without the teacher's configuration, or for a budget in seconds."""
 
     params: Parameters
+    trained: int
+    """How many of them learn; beside an adapter, those of the adapter."""
     student_flops_per_token: float
-    """Forward; training is three times that."""
+    """Forward; training is three times that, or less beside an adapter."""
     teacher_flops_per_token: float | None
     """Forward; 0 where the recipe has no teacher."""
     tokens: float | None
@@ -34,10 +37,23 @@ class Price:
     hours: float | None
 
 
-def price(recipe: Recipe, *, vocab_size: int, teacher: Mapping[str, Any] | None, flops_per_second: float) -> Price:
-    """Price a recipe on a device that sustains `flops_per_second`. `teacher` is its config.json or catalogue entry."""
-    length = recipe.data.sequence_length
-    forward = student_flops_per_token(recipe.student, vocab_size=vocab_size, context=length)
+def price(
+    recipe: Recipe,
+    *,
+    vocab_size: int,
+    teacher: Mapping[str, Any] | None,
+    flops_per_second: float,
+    adapter_parameters: int = 0,
+) -> Price:
+    """Price a recipe on a device that sustains `flops_per_second`. `teacher` is its config.json or catalogue entry.
+
+    `adapter_parameters` are those of the student's adapter, where it has one; 0 leaves them out.
+    """
+    student, length = recipe.student, recipe.data.sequence_length
+    adapts = isinstance(student, HuggingFaceStudent) and student.adapter is not None
+    forward = student_flops_per_token(student, vocab_size=vocab_size, context=length)
+    training = training_flops_per_token(student, vocab_size=vocab_size, context=length, adapter_parameters=adapter_parameters)
+    params = student_parameters(student, vocab_size=vocab_size)
     teaches = needs_teacher(recipe.objective)
     context = recipe.teacher.context.window if recipe.teacher is not None else length
     scoring = (
@@ -45,12 +61,13 @@ def price(recipe: Recipe, *, vocab_size: int, teacher: Mapping[str, Any] | None,
         if recipe.teacher
         else 0.0
     )
-    tokens = _tokens(recipe, training=TRAINING_OVER_FORWARD * forward, scoring=scoring if teaches else 0.0)
-    student_flops = TRAINING_OVER_FORWARD * forward * tokens if tokens is not None else None
+    tokens = _tokens(recipe, training=training, scoring=scoring if teaches else 0.0)
+    student_flops = training * tokens if tokens is not None else None
     teacher_flops = scoring * tokens if tokens is not None and scoring is not None and teaches else (None if teaches else 0.0)
     total = student_flops + teacher_flops if student_flops is not None and teacher_flops is not None else None
     return Price(
-        params=student_parameters(recipe.student, vocab_size=vocab_size),
+        params=params,
+        trained=adapter_parameters if adapts else params.total,
         student_flops_per_token=forward,
         teacher_flops_per_token=scoring,
         tokens=tokens,

@@ -4,6 +4,7 @@ from limbeck.errors import SpecError
 from limbeck.plan.accounting import student_flops_per_token, student_parameters
 from limbeck.plan.allocate import Size
 from limbeck.plan.family import FAMILY
+from limbeck.plan.pretrained import student_vocab_size
 from limbeck.plan.quantities import amount, is_amount
 from limbeck.spec.base import nearest
 from limbeck.spec.load import load_recipe, shipped, shown_names
@@ -33,7 +34,7 @@ def size_of(student: str) -> Size:
 
 def size_of_recipe(recipe: Recipe) -> Size:
     """The size of a recipe's student; `SpecError` where its vocabulary is not said."""
-    vocab_size = recipe.student.vocab_size
+    vocab_size = student_vocab_size(recipe.student)
     if vocab_size is None:
         raise SpecError(f"{recipe.name}: student.vocab_size is not set, so its FLOPs are not known: set it in the recipe")
     context = recipe.data.sequence_length

@@ -10,6 +10,7 @@ from typing import Any
 
 from limbeck.errors import SpecError
 from limbeck.plan.accounting import student_flops_per_token
+from limbeck.plan.pretrained import student_vocab_size
 from limbeck.plan.price import Price, price
 from limbeck.spec.objective import needs_teacher
 from limbeck.spec.recipe import Recipe
@@ -162,7 +163,7 @@ def _tokens(store: StorePrice) -> float:
 
 def _vocab_size(arm: str, recipes: Mapping[str, Recipe], taught_by: Mapping[str, str], configs: Configs) -> int:
     """The student's, or its teacher's, whose vocabulary it takes over."""
-    size = recipes[arm].student.vocab_size or (configs.get(arm) or {}).get("vocab_size")
+    size = student_vocab_size(recipes[arm].student) or (configs.get(arm) or {}).get("vocab_size")
     if size is None and arm in taught_by:
         return _vocab_size(taught_by[arm], recipes, taught_by, configs)
     if size is None:

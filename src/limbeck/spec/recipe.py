@@ -11,7 +11,7 @@ from limbeck.spec.data import Data
 from limbeck.spec.objective import Objective, check_signal, needs_teacher
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
-from limbeck.spec.student import Student, UpcycledStudent
+from limbeck.spec.student import HuggingFaceStudent, Student, UpcycledStudent
 from limbeck.spec.teacher import Teacher
 
 
@@ -77,6 +77,8 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _begins_once(self) -> Self:
+        if self.initial_weights is not None and isinstance(self.student, HuggingFaceStudent):
+            raise ValueError("initial_weights is for students of Limbeck's own kinds: this one begins with student.model")
         if self.initial_weights is not None and isinstance(self.student, UpcycledStudent) and self.student.weights is not None:
             raise ValueError(
                 "initial_weights and student.weights both say what the student begins with: initial_weights is for a student "
@@ -96,8 +98,17 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _rounding_reaches_what_learns(self) -> Self:
+        adapted = isinstance(self.student, HuggingFaceStudent) and self.student.adapter is not None
+        if adapted and self.quantisation_aware is not None:
+            raise ValueError(
+                "quantisation_aware rounds the weights that learn, and student.adapter is not what is kept of them: remove one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tokenizer_is_known(self) -> Self:
-        if self.data.tokenizer is None and self.teacher is None:
+        if self.data.tokenizer is None and self.teacher is None and not isinstance(self.student, HuggingFaceStudent):
             raise ValueError("data.tokenizer is missing and there is no teacher to take it from")
         return self
 

@@ -1,10 +1,11 @@
 """What student is asked for: the family, its sizes, and the parts that the family lets one choose.
 
 A family is a spec with defaults. Whatever it is, it comes down to one `Layout` (`limbeck.spec.layout`), which says all that the
-decoder, its parameters, its FLOPs and its export are made from. Sources of the mathematics are at the parts.
+decoder, its parameters, its FLOPs and its export are made from. Sources of the mathematics are at the parts. The exception is
+`HuggingFaceStudent`, a model that exists: its own configuration says what it is.
 
 `vocab_size` None means, in every family: the teacher's (or, without a teacher, the tokenizer's), filled in when the recipe is
-resolved.
+resolved. Of a model that exists it is the model's.
 """
 
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from limbeck.spec.adapter import Adapter
 from limbeck.spec.base import Spec
 from limbeck.spec.layout import (
     AttentionLayout,
@@ -25,7 +27,15 @@ from limbeck.spec.layout import (
 from limbeck.spec.parts import Activation, Positions, QkNorm, Rope, SharedExpert, Yarn
 
 
-class _Sizes(Spec):
+class _Family(Spec):
+    """What every family has."""
+
+    def with_vocab_size(self, size: int) -> Self:
+        """The same student with that vocabulary."""
+        return self.model_copy(update={"vocab_size": size})
+
+
+class _Sizes(_Family):
     """What every family with sizes of its own has."""
 
     hidden_size: PositiveInt
@@ -93,7 +103,7 @@ class Olmo3Student(_Sizes):
         )
 
 
-class LadderStudent(Spec):
+class LadderStudent(_Family):
     """The fixed-aspect-ratio family of the distillation scaling laws (arXiv 2502.08606, appendix H), with µP (simple).
 
     128 channels wide for each layer, 16 heads, as many keys as queries, RMS norms before the branches and on each head's
@@ -318,7 +328,7 @@ class GolfStudent(_Sizes):
         )
 
 
-class UpcycledStudent(Spec):
+class UpcycledStudent(_Family):
     """A mixture of experts that begins as a dense student whose MLPs were cut or copied into experts.
 
     'virtual_groups': the MLP is cut into `granularity` shards, expert i is shard i mod granularity, and the shards of a copy
@@ -372,6 +382,10 @@ class UpcycledStudent(Spec):
         """The dense student's."""
         return self.dense.vocab_size
 
+    def with_vocab_size(self, size: int) -> Self:
+        """The same student with that vocabulary, which is the dense one's."""
+        return self.model_copy(update={"dense": self.dense.with_vocab_size(size)})
+
     @property
     def tied_embeddings(self) -> bool:
         """The dense student's."""
@@ -399,14 +413,34 @@ class UpcycledStudent(Spec):
         )
 
 
+class HuggingFaceStudent(_Family):
+    """A causal language model that exists, whose training goes on: all of it, or an adapter beside it.
+
+    Its own dropout is off, and so are its auxiliary losses.
+    """
+
+    kind: Literal["huggingface"] = "huggingface"
+    model: str
+    """A folder, a hub id (`allenai/Olmo-3-1025-7B`), or `smollm2`: what the teacher of that kind is. Safetensors alone."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    """Runs Python code that comes with the model. Off unless asked for by name."""
+    adapter: Adapter | None = None
+    """None: every parameter is trained."""
+    vocab_size: PositiveInt | None = None
+    """The model's; no other will do."""
+
+
 def _layer_types(num_layers: int, *, full_every: int) -> tuple[str, ...]:
     return tuple("full_attention" if (layer + 1) % full_every == 0 else "sliding_attention" for layer in range(num_layers))
 
 
-Student = Annotated[Olmo3Student | LadderStudent | MoeStudent | GolfStudent | UpcycledStudent, Field(discriminator="kind")]
+LaidOutStudent = Olmo3Student | LadderStudent | MoeStudent | GolfStudent | UpcycledStudent
+"""Those with a `layout`, which Limbeck builds itself."""
+Student = Annotated[LaidOutStudent | HuggingFaceStudent, Field(discriminator="kind")]
 
 
-def with_yarn(student: Student, yarn: Yarn) -> Student:
+def with_yarn(student: LaidOutStudent, yarn: Yarn) -> LaidOutStudent:
     """The same student with stretched positions. Raises `ValueError` where the family has none."""
     match student:
         case Olmo3Student() | LadderStudent():

@@ -19,11 +19,11 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 import limbeck
@@ -32,7 +32,7 @@ from limbeck.paths import require_writable, write_atomically
 from limbeck.roles import placements
 from limbeck.spec.artifact import LIMIT_BYTES, ArtifactFormat
 from limbeck.spec.base import Spec, parse
-from limbeck.spec.student import Student
+from limbeck.spec.student import LaidOutStudent
 from limbeck.students.decoder import Decoder
 from limbeck.students.fake_quantise import EMBEDDINGS, MATRICES, RowCodes, as_rows, from_rows, round_rows, rounded_parameters
 
@@ -76,14 +76,14 @@ class _Tensor(Spec):
 
 
 class _Header(Spec):
-    student: Student
+    student: Annotated[LaidOutStudent, Field(discriminator="kind")]
     vocab_size: PositiveInt
     tensors: tuple[_Tensor, ...]
 
 
 def write_artifact(
     student: Decoder,
-    spec: Student,
+    spec: LaidOutStudent,
     path: Path,
     *,
     form: ArtifactFormat | None = None,
@@ -126,7 +126,7 @@ def write_artifact(
     return size
 
 
-def read_artifact(path: Path) -> tuple[Decoder, Student, int]:
+def read_artifact(path: Path) -> tuple[Decoder, LaidOutStudent, int]:
     """The student in an artifact, its spec and its vocabulary's size; float32, on the CPU.
 
     Raises `LimbeckError` where the file is none, is damaged, or is of a student that this Limbeck builds differently.
@@ -245,7 +245,7 @@ def _decompressed(codec: bytes, data: bytes, *, most: int) -> bytes:
     return found
 
 
-def _unpacked(data: bytes) -> tuple[Decoder, Student, int]:
+def _unpacked(data: bytes) -> tuple[Decoder, LaidOutStudent, int]:
     start = len(MAGIC) + 32
     if not data.startswith(MAGIC):
         raise _DamagedError("it does not begin as one")

@@ -25,20 +25,9 @@ from limbeck.students.cache import Cache, KeysValues
 from limbeck.students.embeddings import BigramHash, Smear, ValueEmbedding, first_of_document
 from limbeck.students.experts import Experts
 from limbeck.students.mlp import Mlp
+from limbeck.students.model import Reading, StudentModel
 from limbeck.students.norms import RMSNorm
 from limbeck.students.positions import GrapePlane, GrapeRates, Turn, plane_turn, rope_rates
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a student says of tokens."""
-
-    hidden_BTD: Tensor
-    """After the final norm: logits are `hidden_BTD @ head_VD.T`, under the softcap where there is one."""
-    load_ME: Tensor | None = None
-    """Tokens that each expert saw, layer by layer; float32, no gradient. None without experts."""
-    balance: Tensor | None = None
-    """The balance loss of all layers with its weight; None without experts."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +237,7 @@ def _role(name: str, parameter: Tensor) -> Role:
     return "matrix" if name.endswith(("_proj.weight", ".proj.weight")) else "vector"
 
 
-class Decoder(nn.Module):
+class Decoder(StudentModel):
     """The student. A tied one has no `lm_head`.
 
     The constructor leaves parameters uninitialised (it works on the meta device): `initialise` them or load them.
@@ -302,11 +291,6 @@ class Decoder(nn.Module):
         """For generation."""
         return Cache([KeysValues() for _ in self.layout.layers])
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Of hidden states, under the softcap."""
-        logits = nn.functional.linear(hidden, self.head_VD.to(hidden.dtype))
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
     def experts(self) -> list[Experts]:
         """The mixtures, in the order of their layers."""
         return [block.mlp for block in self.model.layers if isinstance(block.mlp, Experts)]
@@ -324,3 +308,9 @@ class Decoder(nn.Module):
         for experts in self.experts():
             if experts.layout.shared is not None:
                 experts.shared_share.fill_(experts.layout.shared.share(fraction))
+
+
+def empty_decoder(layout: Layout, *, vocab_size: int) -> Decoder:
+    """On the meta device, where torch's own initialisation, which would draw global random numbers, does nothing."""
+    with torch.device("meta"):
+        return Decoder(layout, vocab_size=vocab_size)

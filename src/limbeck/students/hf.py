@@ -26,7 +26,7 @@ from limbeck.errors import LimbeckError, SpecError
 from limbeck.plan.accounting import student_parameters
 from limbeck.spec.layout import Layout
 from limbeck.spec.parts import Yarn
-from limbeck.spec.student import Student, with_yarn
+from limbeck.spec.student import LaidOutStudent, with_yarn
 from limbeck.students.decoder import Decoder
 from limbeck.students.exported import MODEL_TYPES, native
 from limbeck.students.olmo3_folder import olmo3_spec
@@ -55,7 +55,7 @@ _REGISTERED_PREFIX = ("model.", "model.body.")
 def save(
     student: Decoder,
     *,
-    spec: Student,
+    spec: LaidOutStudent,
     folder: Path,
     max_positions: int,
     tokenizer_folder: Path | None = None,
@@ -74,16 +74,16 @@ def save(
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in student.state_dict().items()}
     if isinstance(config, LimbeckConfig):
         weights = _renamed(weights, *_REGISTERED_PREFIX)
-    with _published(folder) as partial:
+    with published(folder) as partial:
         config.save_pretrained(partial)
         GenerationConfig(**ids).save_pretrained(partial)
         _save_weights(weights, partial / "model.safetensors")
         if tokenizer_folder is not None:
-            _copy_tokenizer(tokenizer_folder, partial)
+            copy_tokenizer(tokenizer_folder, partial)
         (partial / "README.md").write_text(_model_card(spec, vocab_size=vocab_size, name=folder.name), encoding="utf-8")
 
 
-def load(folder: Path) -> tuple[Decoder, Student, int]:
+def load(folder: Path) -> tuple[Decoder, LaidOutStudent, int]:
     """The student in a folder, its spec and its vocabulary size; float32, on the CPU.
 
     The folder is one that `save` wrote, or any OLMo-3 with safetensors, sharded or not. `LimbeckError` for others, and where
@@ -104,7 +104,7 @@ def load(folder: Path) -> tuple[Decoder, Student, int]:
     return student, spec, config.vocab_size
 
 
-def read_spec(folder: Path) -> Student:
+def read_spec(folder: Path) -> LaidOutStudent:
     """The spec of the student in a folder, without its weights; errors as `load`."""
     return _spec(read_config(folder), folder)
 
@@ -113,8 +113,15 @@ def save_again(folder: Path, *, to: Path, yarn_factor: float | None = None) -> N
     """Read the student of a folder and save it, with what else belongs to it, to another.
 
     With `yarn_factor` the copy's positions are stretched by YaRN from the longest context that it was trained on. `SpecError`
-    where its family has no YaRN, or it has been stretched already.
+    where its family has no YaRN, or it has been stretched already. One that was a pretrained model before is copied as it is,
+    an adapter with it.
     """
+    if _was_pretrained(folder):
+        if yarn_factor is not None:
+            raise SpecError(f"{folder} was a pretrained model: stretch it where its own family says how, in its config.json")
+        with published(to) as partial:
+            shutil.copytree(folder, partial, dirs_exist_ok=True)
+        return
     student, spec, _ = load(folder)
     config = read_config(folder)
     max_positions = config.max_position_embeddings
@@ -134,7 +141,7 @@ def save_again(folder: Path, *, to: Path, yarn_factor: float | None = None) -> N
     )
 
 
-def _stretched(spec: Student, yarn: Yarn, folder: Path) -> Student:
+def _stretched(spec: LaidOutStudent, yarn: Yarn, folder: Path) -> LaidOutStudent:
     if any(layer.attention.positions.yarn is not None for layer in spec.layout.layers):
         raise SpecError(f"{folder} has YaRN already: stretch the student that it began as")
     try:
@@ -143,7 +150,7 @@ def _stretched(spec: Student, yarn: Yarn, folder: Path) -> Student:
         raise SpecError(f"{folder}: {error}") from None
 
 
-def _config(spec: Student, *, vocab_size: int, **others: Any) -> PreTrainedConfig:
+def _config(spec: LaidOutStudent, *, vocab_size: int, **others: Any) -> PreTrainedConfig:
     """The configuration of the native class, or of Limbeck's; with the spec in it."""
     found, saved = native(spec.layout), spec.model_dump(mode="json")
     if found is None:
@@ -160,33 +167,44 @@ def _config(spec: Student, *, vocab_size: int, **others: Any) -> PreTrainedConfi
     )
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a student's folder; `LimbeckError` where it holds none."""
+def _was_pretrained(folder: Path) -> bool:
+    """Whether a folder was written by `limbeck.students.pretrained_folder`."""
+    return (_read_json(folder).get("limbeck_student") or {}).get("kind") == "huggingface"
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise LimbeckError(f"{folder} holds no config.json: name the folder of a saved student")
-    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    config_class: Any = {**_CONFIGS, "limbeck": LimbeckConfig}.get(model_type)
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a student's folder; `LimbeckError` where it holds none."""
+    model_type = _read_json(folder).get("model_type")
+    config_class: Any = {**_CONFIGS, "limbeck": LimbeckConfig}.get(str(model_type))
     if config_class is None:
         raise LimbeckError(f"{folder} holds a model of type {model_type!r}: a student is one that Limbeck saved, or an 'olmo3'")
     return config_class.from_pretrained(folder)
 
 
-def _spec(config: PreTrainedConfig, folder: Path) -> Student:
+def _spec(config: PreTrainedConfig, folder: Path) -> LaidOutStudent:
     """The spec in config.json, where the rest of it still says the same; an OLMo-3's can be told without."""
     if isinstance(config, LimbeckConfig):
         return student_from(config.student or {}, source=f"{folder}/config.json")
     saved = getattr(config, "limbeck_student", None)
-    if saved is not None:
+    pretrained = saved is not None and saved.get("kind") == "huggingface"
+    if saved is not None and not pretrained:
         spec = student_from(saved, source=f"{folder}/config.json")
         if _says(config, spec.layout):
             return spec
     if isinstance(config, Olmo3Config):
         return olmo3_spec(config, folder)
+    known = "was pretrained elsewhere" if pretrained else "was changed since Limbeck saved it"
     raise LimbeckError(
-        f"{folder} holds a model of type {config.model_type!r} that "
-        + ("was changed since Limbeck saved it" if saved is not None else "Limbeck did not save")
-        + ": a student is one that Limbeck saved, or an 'olmo3'"
+        f"{folder} holds a model of type {config.model_type!r} that {known if saved is not None else 'Limbeck did not save'}: "
+        "a student is one that Limbeck saved, or an 'olmo3'"
     )
 
 
@@ -226,7 +244,7 @@ def _last_line(error: Exception) -> str:
 
 
 @contextmanager
-def _published(folder: Path) -> Iterator[Path]:
+def published(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder` that takes its place when the block ends well, and vanishes when it doesn't."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{role}") for role in ("partial", "old"))
@@ -241,7 +259,8 @@ def _published(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """The tokenizer's files alone; `LimbeckError` where there are none."""
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not found:
         raise LimbeckError(f"{source} holds no tokenizer files (such as tokenizer.json): name the tokenizer's folder")
@@ -249,7 +268,7 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
         shutil.copyfile(path, target / path.name)
 
 
-def _model_card(spec: Student, *, vocab_size: int, name: str) -> str:
+def _model_card(spec: LaidOutStudent, *, vocab_size: int, name: str) -> str:
     count, layout, found = student_parameters(spec, vocab_size=vocab_size), spec.layout, native(spec.layout)
     architecture = found.architecture if found is not None else "LimbeckForCausalLM"
     registering = (

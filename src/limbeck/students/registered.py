@@ -12,9 +12,10 @@ Shapes: B rows, T positions, S tokens so far, D hidden size, V vocabulary.
 """
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import Cache as TransformersCache
@@ -23,17 +24,17 @@ from transformers.utils import can_return_tuple
 
 from limbeck.spec.base import Spec, parse
 from limbeck.spec.layout import Layout
-from limbeck.spec.student import Student
+from limbeck.spec.student import LaidOutStudent
 from limbeck.students.cache import Cache, KeysValues
 from limbeck.students.decoder import Body, Decoder
 from limbeck.students.initialise import initialise
 
 
 class _Saved(Spec):
-    student: Student
+    student: Annotated[LaidOutStudent, Field(discriminator="kind")]
 
 
-def student_from(values: dict[str, Any], *, source: str) -> Student:
+def student_from(values: dict[str, Any], *, source: str) -> LaidOutStudent:
     """The spec in a configuration; `SpecError` where it is none."""
     return parse(_Saved, {"student": values}, source=source).student
 

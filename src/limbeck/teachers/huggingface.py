@@ -4,26 +4,21 @@ The body and the head run apart, because the head's output, [positions, vocabula
 hundred positions at a time. Legend: B windows, T positions, E width, V vocabulary.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from limbeck.compute import pick_dtype
-from limbeck.errors import TeacherError, first_line
+from limbeck.errors import TeacherError
 from limbeck.spec.quantisation import BitsAndBytesQuantisation, Quantisation, TorchAOQuantisation
 from limbeck.spec.teacher import Teacher as TeacherSpec
+from limbeck.students.causal_lm import head_of, transformers_quiet
 from limbeck.teachers.backends import check_package, loading_arguments, package_version, quantised_matrices, without_weights
 from limbeck.teachers.files import TeacherFiles, locate, weights_digest
 from limbeck.teachers.quantise import QuantisedMatrix, check_quantisable, quantise, quantised_share, summary, weights_bytes
-
-PROBE_TOKENS = 8
-PROBE_SCALE = 64.0
-PLAIN_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,8 @@ def load_teacher(spec: TeacherSpec, *, device: torch.device) -> Teacher:
             f"teacher.context.window={spec.context.window} is more than {files.name} can read: set it to {longest} or less"
         )
     quantised, backend = _quantised(model, spec.quantisation)
-    head_VE = _plain_head(model, device)
+    head = head_of(model)
+    head_VE = head.weight_VE if head is not None and head.is_plain else None
     vocab_size = len(head_VE) if head_VE is not None else int(model.config.get_text_config().vocab_size)
     weights = weights_digest(files) or "unknown"
     return Teacher(model, files, vocab_size, head_VE, dtype, device, weights, quantised, backend)
@@ -144,41 +140,5 @@ def _loaded(files: TeacherFiles, scheme: Quantisation | None, *, dtype: torch.dt
     return model if packaged is not None else model.to(device)  # a packaged one is there, and may not be moved
 
 
-@contextmanager
-def _in_one_line(files: TeacherFiles) -> Iterator[None]:
-    """Without transformers' progress bar; what it raises becomes a `TeacherError`."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = first_line(error) or type(error).__name__
-        raise TeacherError(f"teacher {files.name} cannot be loaded from {files.model}: {reason}") from error
-    finally:
-        logging.enable_progress_bar()
-
-
-@torch.no_grad()
-def _plain_head(model: Any, device: torch.device) -> Tensor | None:
-    """The head's matrix, if a probe shows that the logits are its product with the hidden states and nothing more.
-
-    The head's output is enlarged for the probe, because a soft cap is all but linear for small logits.
-    """
-    head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype not in PLAIN_DTYPES or getattr(head, "bias", None) is not None:
-        return None
-    probe_BT = torch.arange(1, PROBE_TOKENS + 1, device=device)[None]
-    hook = head.register_forward_hook(lambda module, inputs, output: output * PROBE_SCALE)
-    try:
-        logits = model(input_ids=probe_BT, use_cache=False).logits.float()
-    finally:
-        hook.remove()
-    hidden = model.base_model(input_ids=probe_BT, use_cache=False).last_hidden_state
-    projected = torch.nn.functional.linear(hidden, weight).float() * PROBE_SCALE
-    rounding = 1e-4 if weight.dtype == torch.float32 else 1e-2
-    # A damaged teacher is NaN both ways; it is reported with document and position when it scores.
-    tolerance = rounding * float(projected.nan_to_num().abs().max())
-    same = logits.shape == projected.shape and torch.allclose(logits, projected, rtol=0, atol=tolerance, equal_nan=True)
-    return weight.detach() if same else None
+def _in_one_line(files: TeacherFiles) -> AbstractContextManager[None]:
+    return transformers_quiet(f"teacher {files.name} cannot be loaded from {files.model}", error=TeacherError)

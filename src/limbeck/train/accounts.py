@@ -4,18 +4,28 @@ Attention reaches over a document, not over a packed row: the length that counts
 sum(l^2) / sum(l), or the whole row where packing is plain.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from limbeck.data.token_store import TokenStore
 from limbeck.data.windows import windows
-from limbeck.errors import TeacherError
-from limbeck.plan.accounting import teacher_flops_per_token, training_flops_per_token
+from limbeck.errors import SpecError, TeacherError
+from limbeck.plan.accounting import (
+    Parameters,
+    student_flops_per_token,
+    student_parameters,
+    teacher_flops_per_token,
+    training_flops_per_token,
+)
 from limbeck.plan.teachers import find
 from limbeck.progress import say
 from limbeck.runs import Costs
 from limbeck.spec.objective import needs_teacher
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.teacher import Context
+from limbeck.students.model import StudentModel
+from limbeck.students.pretrained import PretrainedStudent
 from limbeck.teachers.files import TeacherFiles, read_config, stored_parameters
 
 
@@ -25,14 +35,48 @@ def mean_context(lengths: np.ndarray, *, longest: int) -> float:
     return float((seen * lengths).sum() / lengths.sum())
 
 
-def step_costs(recipe: Recipe, train: TokenStore) -> Costs:
-    """Of one optimizer step: tokens and student FLOPs, forward and backward. Seconds are not known; rows are counted apart."""
-    assert recipe.student.vocab_size is not None, "resolved"
-    length = recipe.data.sequence_length
+@dataclass(frozen=True)
+class StudentCosts:
+    """Of the student: FLOPs per token, averaged over the documents at hand, and parameters."""
+
+    forward_flops: float
+    training_flops: float
+    parameters: Parameters
+    trained: int
+    """Parameters that learn; fewer than all where an adapter does."""
+
+    def of_step(self, recipe: Recipe) -> Costs:
+        """Of one optimizer step: tokens and student FLOPs. Seconds are not known; rows are counted apart."""
+        tokens = recipe.batch.sequences * recipe.data.sequence_length
+        return Costs(step=1, tokens=tokens, student_flops=self.training_flops * tokens)
+
+
+def student_costs(recipe: Recipe, train: TokenStore, student: StudentModel) -> StudentCosts:
+    """By the layout or the configuration. Of a pretrained student whose type is not known there, by the model, said aloud:
+    2 FLOPs for every parameter, which overcounts as `teacher_flops_per_scored_token` does."""
+    spec, length = recipe.student, recipe.data.sequence_length
+    assert spec.vocab_size is not None, "resolved"
     context = mean_context(train.lengths, longest=length) if recipe.data.packing == "documents" else length
-    tokens = recipe.batch.sequences * length
-    flops = training_flops_per_token(recipe.student, vocab_size=recipe.student.vocab_size, context=context)
-    return Costs(step=1, tokens=tokens, student_flops=flops * tokens)
+    adapter = student.adapter_parameters if isinstance(student, PretrainedStudent) else 0
+    try:
+        parameters = student_parameters(spec, vocab_size=spec.vocab_size)
+        forward = student_flops_per_token(spec, vocab_size=spec.vocab_size, context=context)
+        training = training_flops_per_token(spec, vocab_size=spec.vocab_size, context=context, adapter_parameters=adapter)
+    except SpecError as error:
+        assert isinstance(student, PretrainedStudent), "layouts can be counted"
+        say(f"FLOPs counted from the student's parameters ({error})")
+        parameters = _counted(student)
+        forward = 2.0 * parameters.total
+        training = 3 * forward if not adapter else 2 * forward + 6.0 * adapter
+    return StudentCosts(forward, training, parameters, adapter or parameters.total)
+
+
+def _counted(student: PretrainedStudent) -> Parameters:
+    """All but an adapter's; every one counts as active."""
+    total = sum(parameter.numel() for parameter in student.parameters()) - student.adapter_parameters
+    matrices = {id(matrix): matrix.numel() for matrix in (student.causal_lm.get_input_embeddings().weight, student.head_VD)}
+    embedding = sum(matrices.values())
+    return Parameters(total, embedding, total - embedding, total)
 
 
 def teacher_flops_per_scored_token(recipe: Recipe, train: TokenStore, files: TeacherFiles | None) -> float:

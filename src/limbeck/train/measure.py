@@ -10,10 +10,13 @@ import torch
 from limbeck.data.tokenizers import save_tokenizer
 from limbeck.evals.bits_per_byte import HeldOut, evaluate
 from limbeck.evals.student import StudentReader
-from limbeck.plan.accounting import TRAINING_OVER_FORWARD, student_parameters
 from limbeck.runs import Costs, RunWriter
+from limbeck.spec.student import HuggingFaceStudent
 from limbeck.spec.teacher import Context
 from limbeck.students import hf
+from limbeck.students.decoder import Decoder
+from limbeck.students.pretrained import PretrainedStudent
+from limbeck.students.pretrained_folder import save_pretrained
 from limbeck.train.setup import Setup
 
 
@@ -35,23 +38,15 @@ def measure(setup: Setup, *, last: bool = False) -> HeldOut:
 
 def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None:
     """Last evaluation, the student as a Hugging Face folder, then the summary."""
-    recipe, tokenizer = setup.recipe, setup.texts.tokenizer
-    assert recipe.student.vocab_size is not None
+    recipe = setup.recipe
+    setup.student.settle()
     heldout = measure(setup, last=True)
     writer.forget("eval", step=costs.step)  # of a run that was killed between here and its summary
     writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=heldout.kl_to_teacher_nats)
     with TemporaryDirectory() as tokenizer_folder:
-        save_tokenizer(tokenizer, Path(tokenizer_folder))
-        hf.save(
-            setup.student,
-            spec=recipe.student,
-            folder=path / "student",
-            max_positions=recipe.data.sequence_length,
-            tokenizer_folder=Path(tokenizer_folder),
-            bos_token_id=tokenizer.start_id,
-            eos_token_id=tokenizer.end_id,
-        )
-    parameters = student_parameters(recipe.student, vocab_size=recipe.student.vocab_size)
+        save_tokenizer(setup.texts.tokenizer, Path(tokenizer_folder))
+        _save(setup, path / "student", tokenizer_folder=Path(tokenizer_folder))
+    parameters = setup.student_costs.parameters
     writer.finish(
         costs,
         arm=recipe.name,
@@ -61,8 +56,13 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None
         heldout_bytes=heldout.bytes,
         heldout_documents=heldout.documents,
         bits_per_byte_by_document=list(zip(heldout.bytes_by_document, heldout.bits_by_document, strict=True)),
-        parameters={"total": parameters.total, "embedding": parameters.embedding, "non_embedding": parameters.non_embedding},
-        student_flops_per_token=setup.step_costs.student_flops / setup.step_costs.tokens / TRAINING_OVER_FORWARD,
+        parameters={
+            "total": parameters.total,
+            "embedding": parameters.embedding,
+            "non_embedding": parameters.non_embedding,
+            "trained": setup.student_costs.trained,
+        },
+        student_flops_per_token=setup.student_costs.forward_flops,
         teacher_flops_per_token=setup.teacher_flops_per_scored_token,
         tokens_per_second=costs.tokens / costs.seconds,
         precision=str(setup.dtype).removeprefix("torch."),
@@ -70,6 +70,25 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None
         start=asdict(setup.start) if setup.start is not None else None,
     )
     (path / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _save(setup: Setup, folder: Path, *, tokenizer_folder: Path) -> None:
+    """The student as a folder."""
+    spec, student, tokenizer = setup.recipe.student, setup.student, setup.texts.tokenizer
+    if isinstance(spec, HuggingFaceStudent):
+        assert isinstance(student, PretrainedStudent)
+        save_pretrained(student, spec=spec, folder=folder, tokenizer_folder=tokenizer_folder)
+        return
+    assert isinstance(student, Decoder)
+    hf.save(
+        student,
+        spec=spec,
+        folder=folder,
+        max_positions=setup.recipe.data.sequence_length,
+        tokenizer_folder=tokenizer_folder,
+        bos_token_id=tokenizer.start_id,
+        eos_token_id=tokenizer.end_id,
+    )
 
 
 def _teacher(setup: Setup) -> dict[str, Any] | None:

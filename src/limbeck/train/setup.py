@@ -15,7 +15,7 @@ from limbeck.data.packing import TokenStream
 from limbeck.data.store_rows import StoreRows
 from limbeck.data.token_store import TokenStore, prepare
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
-from limbeck.errors import SpecError, StoreError
+from limbeck.errors import DataError, SpecError, StoreError
 from limbeck.evals.reference import Reference, reads_alike, teacher_reference
 from limbeck.objectives.custom import load_functions
 from limbeck.objectives.hidden import build_projection
@@ -25,14 +25,16 @@ from limbeck.signals.store import SignalStore
 from limbeck.spec.objective import needs_hidden_states, needs_teacher
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
+from limbeck.spec.student import HuggingFaceStudent
 from limbeck.spec.teacher import Context
 from limbeck.students.build import build
-from limbeck.students.decoder import Decoder, Reading
+from limbeck.students.model import Reading, StudentModel
+from limbeck.students.pretrained import Source, source_of, vocabulary
 from limbeck.students.start import Start, find_start, yarns
 from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
-from limbeck.train.accounts import step_costs, teacher_flops_per_scored_token, tokens_scored_per_row
+from limbeck.train.accounts import StudentCosts, student_costs, teacher_flops_per_scored_token, tokens_scored_per_row
 from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all
 
 
@@ -63,7 +65,7 @@ class Setup:
     recipe: Recipe
     """Resolved: the student's vocabulary is filled in."""
     texts: Texts
-    student: Decoder
+    student: StudentModel
     projection: nn.Linear | None
     """Trains with the student and is no part of it: its hidden states to the teacher's width, where the objective needs it."""
     loader: Loader
@@ -73,6 +75,7 @@ class Setup:
     reference: Reference | None
     start: StartRecord | None
     """None where the student begins at random."""
+    student_costs: StudentCosts
     step_costs: Costs
     """Of one optimizer step: tokens and student FLOPs."""
     teacher_flops_per_scored_token: float
@@ -85,7 +88,7 @@ class Setup:
         return getattr(self.recipe.signal, "temperature", 1.0)
 
     def read(self, batch: Batch) -> Reading:
-        """What the student makes of a batch: hidden states [sequences, tokens, hidden size] and more; call it under autocast."""
+        """What the student makes of a batch: hidden states [sequences, tokens, hidden size] and more; call under autocast."""
         reading: Reading = self.student(
             batch.tokens_BT.to(self.device),
             positions_BT=batch.positions_BT.to(self.device),
@@ -104,11 +107,14 @@ class Setup:
 def open_texts(recipe: Recipe) -> Texts:
     """Tokenizer and token stores of a recipe; a teacher that reads other ids than the student is refused."""
     files = locate(recipe.teacher) if recipe.teacher is not None else None
+    source = source_of(recipe.student) if isinstance(recipe.student, HuggingFaceStudent) else None
     if recipe.data.tokenizer is not None:
         tokenizer = load_tokenizer(recipe.data.tokenizer)
-    else:
-        assert files is not None, "the recipe's validator requires one of the two"
+    elif files is not None:
         tokenizer = _teachers_tokenizer(files)
+    else:
+        assert source is not None, "the recipe's validator requires one of the three"
+        tokenizer = load_tokenizer(source.model, **source.arguments)
     if files is not None and recipe.data.tokenizer is not None and needs_teacher(recipe.objective):
         theirs = _teachers_tokenizer(files)
         if theirs.backend.get_vocab() != tokenizer.backend.get_vocab():
@@ -116,8 +122,23 @@ def open_texts(recipe: Recipe) -> Texts:
                 f"data.tokenizer={recipe.data.tokenizer} (vocabulary of {tokenizer.size}) is not the teacher's "
                 f"({files.name}, {theirs.size}): a signal is about the teacher's ids; remove data.tokenizer"
             )
+    if source is not None and source.model != tokenizer.folder:
+        _check_reads(source, tokenizer)
     train, heldout = prepare(recipe.data, tokenizer)
     return Texts(tokenizer, train, heldout, files)
+
+
+def _check_reads(source: Source, tokenizer: Tokenizer) -> None:
+    """Refuse texts in other ids than those that a pretrained student knows; where it comes without a tokenizer, none is."""
+    try:
+        own = load_tokenizer(source.model, **source.arguments)
+    except DataError:
+        return
+    if own.backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise SpecError(
+            f"student.model={source.model} reads other tokens (a vocabulary of {own.size}) than {tokenizer.folder} writes "
+            f"({tokenizer.size}): set data.tokenizer to the student's, or choose a teacher that shares it"
+        )
 
 
 def _teachers_tokenizer(files: TeacherFiles) -> Tokenizer:
@@ -155,32 +176,37 @@ def open_setup(recipe: Recipe) -> Setup:
         reads_ahead=device.type != "cpu",
     )
     context = recipe.teacher.context if recipe.teacher is not None else Context()
+    student = _student(recipe, start).to(device)
+    costs = student_costs(recipe, texts.train, student)
     return Setup(
         recipe=recipe,
         texts=texts,
-        student=_student(recipe, start).to(device),
-        projection=_projection(recipe, teacher, device=device),
+        student=student,
+        projection=_projection(recipe, student, teacher, device=device),
         loader=loader,
         processes=processes,
         device=device,
         dtype=_agreed_dtype(recipe, processes, device),
         reference=reference,
         start=_start_record(recipe, start),
-        step_costs=step_costs(recipe, texts.train),
+        student_costs=costs,
+        step_costs=costs.of_step(recipe),
         teacher_flops_per_scored_token=teacher_flops_per_scored_token(recipe, texts.train, texts.files),
         tokens_scored_per_row=tokens_scored_per_row(texts.train, context=context),
         rows_per_epoch=stream.rows_per_epoch,
     )
 
 
-def _student(recipe: Recipe, start: Start | None) -> Decoder:
+def _student(recipe: Recipe, start: Start | None) -> StudentModel:
     """As it begins. Aloud where positions are stretched from another length than the one that the start was trained on."""
     assert recipe.student.vocab_size is not None, "resolved"
     student = build(
         recipe.student, vocab_size=recipe.student.vocab_size, seed=recipe.seed, initial_weights=recipe.initial_weights
     )
+    if start is None or isinstance(recipe.student, HuggingFaceStudent):
+        return student
     for length in sorted({yarn.original_length for yarn in yarns(recipe.student.layout)}):
-        if start is not None and length not in (start.max_positions, start.stretched_from):
+        if length not in (start.max_positions, start.stretched_from):
             say(
                 f"{recipe.name}: YaRN stretches positions from {length} tokens, but {recipe.initial_weights} was trained on "
                 f"{start.max_positions}: is yarn.original_length right?"
@@ -198,9 +224,12 @@ def with_vocabulary(recipe: Recipe, texts: Texts, *, teacher_width: int | None, 
     """The recipe with `student.vocab_size` filled in and checked: the teacher's logits, without one what the student begins
     with, or else the tokenizer's size.
 
-    A control takes the teacher's too, so that it is the same student; it must be the same where its KL is measured.
+    A control takes the teacher's too, so that it is the same student; it must be the same where its KL is measured. Of a
+    pretrained student it is the model's.
     """
     asked = recipe.student.vocab_size
+    if isinstance(recipe.student, HuggingFaceStudent):
+        asked = _own_vocabulary(recipe.student, teacher_width=teacher_width)
     if asked is not None and teacher_width is not None and asked != teacher_width:
         raise SpecError(
             f"student.vocab_size={asked}, but the teacher's vocabulary is {teacher_width}: remove student.vocab_size"
@@ -208,7 +237,19 @@ def with_vocabulary(recipe: Recipe, texts: Texts, *, teacher_width: int | None, 
     size = asked or teacher_width or (start.vocab_size if start is not None else texts.tokenizer.size)
     if size < texts.tokenizer.size:
         raise SpecError(f"student.vocab_size={size} is smaller than the tokenizer's {texts.tokenizer.size} ids")
-    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"vocab_size": size})})
+    return recipe.model_copy(update={"student": recipe.student.with_vocab_size(size)})
+
+
+def _own_vocabulary(student: HuggingFaceStudent, *, teacher_width: int | None) -> int:
+    size = vocabulary(student)
+    if student.vocab_size not in (None, size):
+        raise SpecError(f"student.vocab_size={student.vocab_size}, but {student.model} has {size} logits: remove it")
+    if teacher_width not in (None, size):
+        raise SpecError(
+            f"student.model={student.model} has {size} logits and the teacher {teacher_width}: they share no vocabulary; "
+            "choose another teacher, or none"
+        )
+    return size
 
 
 def _teacher_width(
@@ -293,12 +334,12 @@ def _row_source(recipe: Recipe, texts: Texts, signals: SignalStore | None, teach
     return None
 
 
-def _projection(recipe: Recipe, teacher: Teacher | None, *, device: torch.device) -> nn.Linear | None:
+def _projection(recipe: Recipe, student: StudentModel, teacher: Teacher | None, *, device: torch.device) -> nn.Linear | None:
     if not needs_hidden_states(recipe.objective):
         return None
     assert teacher is not None and teacher.head_VE is not None, "hidden states come from a live, dense teacher"
     projection = build_projection(
-        student_width=recipe.student.layout.hidden_size, teacher_width=teacher.head_VE.shape[1], seed=recipe.seed
+        student_width=student.head_VD.shape[1], teacher_width=teacher.head_VE.shape[1], seed=recipe.seed
     )
     return None if projection is None else projection.to(device)
 

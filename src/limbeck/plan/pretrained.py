@@ -1,0 +1,27 @@
+"""What the configuration of a pretrained student says of it. Nothing is downloaded."""
+
+from typing import Any
+
+from limbeck.errors import SpecError
+from limbeck.model_config import SMOLLM2, read_model_config
+from limbeck.plan.teachers import find
+from limbeck.spec.student import HuggingFaceStudent, Student
+
+
+def student_config(spec: HuggingFaceStudent) -> dict[str, Any]:
+    """The model's config.json, or its entry in the catalogue; `SpecError` where neither is on this machine."""
+    config = find(SMOLLM2) if spec.model == "smollm2" else read_model_config(spec.model, revision=spec.revision)
+    config = config or find(spec.model)
+    if config is None:
+        raise SpecError(
+            f"student.model={spec.model}: its config.json is not on this machine, nor is it in the catalogue: name a folder, "
+            "or download the model"
+        )
+    return config.get("text_config") or config
+
+
+def student_vocab_size(spec: Student) -> int | None:
+    """The vocabulary that a student is asked for, or that of the model that it is; None where its teacher says it."""
+    if isinstance(spec, HuggingFaceStudent) and spec.vocab_size is None:
+        return int(student_config(spec)["vocab_size"])
+    return spec.vocab_size
