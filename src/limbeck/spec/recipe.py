@@ -10,6 +10,7 @@ from limbeck.spec.budget import Budget
 from limbeck.spec.data import Data
 from limbeck.spec.objective import Objective, check_signal, needs_teacher
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule
+from limbeck.spec.parallel import Parallel, Replicated
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
 from limbeck.spec.student import Student
 from limbeck.spec.teacher import Teacher
@@ -58,6 +59,12 @@ class Recipe(Spec):
     batch: Batch = Batch()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    parallel: Parallel = Replicated()
+    """How processes that `torchrun` started share the student."""
+    activation_checkpointing: bool = False
+    """Blocks keep their inputs alone and compute again in the backward pass: less memory, a third more work, same numbers."""
+    compile: bool = False
+    """Blocks go through `torch.compile` for training."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the student's matrix products; auto: bfloat16 where a probe finds it faster."""
     device: str = "auto"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limbeck.roles import Placement, Role
 from limbeck.spec.layout import ExpertsLayout, LayerLayout, Layout
@@ -55,6 +56,7 @@ class Block(nn.Module):
     def __init__(self, layer: LayerLayout, layout: Layout) -> None:
         super().__init__()
         size, eps = layout.hidden_size, layout.norm_eps
+        self.recomputes = False
         self.norms = layout.norms
         self.self_attn = Attention(layer.attention, hidden_size=size, eps=eps)
         mlp = layer.mlp
@@ -71,7 +73,16 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, first_BTD: Tensor, given: AttentionInput, position_BT: Tensor, cache: KeysValues | None = None
     ) -> BlockOutput:
-        """`first_BTD` is what entered the first block."""
+        """`first_BTD` is what entered the first block. Where it `recomputes`, the backward pass begins by computing again."""
+        if self.recomputes and torch.is_grad_enabled():
+            inputs = (x_BTD, first_BTD, given, position_BT, cache)
+            return checkpoint(self.compute, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return self.compute(x_BTD, first_BTD, given, position_BT, cache)
+
+    def compute(
+        self, x_BTD: Tensor, first_BTD: Tensor, given: AttentionInput, position_BT: Tensor, cache: KeysValues | None
+    ) -> BlockOutput:
+        """The block itself."""
         if self.mix_2D is not None:
             mix_2D = self.mix_2D.to(x_BTD.dtype)
             x_BTD = mix_2D[0] * x_BTD + mix_2D[1] * first_BTD
@@ -299,12 +310,26 @@ class Decoder(nn.Module):
 
     def experts(self) -> list[Experts]:
         """The mixtures, in the order of their layers."""
-        return [block.mlp for block in self.model.layers if isinstance(block.mlp, Experts)]
+        return [block.mlp for block in self.blocks() if isinstance(block.mlp, Experts)]
 
     def rebalance(self, load_ME: Tensor) -> None:
         """After an optimizer step: move every router's biases by how many tokens each expert saw in it, on all processes."""
         for experts, load_E in zip(self.experts(), load_ME, strict=True):
             experts.router.rebalance(load_E)
+
+    def blocks(self) -> list[Block]:
+        """The layers, in order."""
+        return [block for block in self.model.layers if isinstance(block, Block)]
+
+    def recompute_activations(self) -> None:
+        """From now on blocks keep nothing for the backward pass but their inputs."""
+        for block in self.blocks():
+            block.recomputes = True
+
+    def compile_blocks(self) -> None:
+        """From now on blocks are compiled where they are first called; parameters keep their names."""
+        for block in self.blocks():
+            block.compute = torch.compile(block.compute)  # type: ignore[method-assign]
 
     def set_fraction(self, fraction: float) -> None:
         """How much of the budget is spent: shared experts' part depends on it, and whether all learns or routers alone."""

@@ -13,36 +13,44 @@ from limbeck.plan.accounting import TRAINING_OVER_FORWARD, student_parameters
 from limbeck.runs import Costs, RunWriter
 from limbeck.spec.teacher import Context
 from limbeck.students import hf
+from limbeck.train.resume import forget_checkpoints
 from limbeck.train.setup import Setup
+from limbeck.train.sharding import gathered, head_gathered
 
 
 def measure(setup: Setup, *, last: bool = False) -> HeldOut:
     """The student on the held-out documents, in windows of its own sequence length that do not overlap.
 
     On the way it is measured in the precision of training, which is quick. The `last` time it is measured in float32, as
-    `limbeck eval` does, and beside the teacher.
+    `limbeck eval` does, and beside the teacher. Where the student is sharded all processes call it, and read the same.
     """
-    reader = StudentReader(setup.student, device=setup.device, dtype=torch.float32 if last else setup.dtype)
-    return evaluate(
-        reader,
-        setup.texts.heldout,
-        context=Context(window=setup.recipe.data.sequence_length, overlap=0),
-        reference=setup.reference if last else None,
-        title=f"evaluating {setup.recipe.name}",
-    )
+    with head_gathered(setup.student):
+        return evaluate(
+            StudentReader(setup.student, device=setup.device, dtype=torch.float32 if last else setup.dtype),
+            setup.texts.heldout,
+            context=Context(window=setup.recipe.data.sequence_length, overlap=0),
+            reference=setup.reference if last else None,
+            title=f"evaluating {setup.recipe.name}",
+        )
 
 
-def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None:
-    """Last evaluation, the student as a Hugging Face folder, then the summary."""
+def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) -> None:
+    """Last evaluation, the student as a Hugging Face folder, then the summary. All processes call it; one has a `writer`."""
+    if writer is None and not setup.sharded:
+        return
     recipe, tokenizer = setup.recipe, setup.texts.tokenizer
     assert recipe.student.vocab_size is not None
     heldout = measure(setup, last=True)
+    student = gathered(setup.student, setup.processes)
+    if writer is None:
+        return
+    assert student is not None
     writer.forget("eval", step=costs.step)  # of a run that was killed between here and its summary
     writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=heldout.kl_to_teacher_nats)
     with TemporaryDirectory() as tokenizer_folder:
         save_tokenizer(tokenizer, Path(tokenizer_folder))
         hf.save(
-            setup.student,
+            student,
             spec=recipe.student,
             folder=path / "student",
             max_positions=recipe.data.sequence_length,
@@ -67,7 +75,7 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None
         precision=str(setup.dtype).removeprefix("torch."),
         teacher=_teacher(setup),
     )
-    (path / "checkpoint.pt").unlink(missing_ok=True)
+    forget_checkpoints(path)
 
 
 def _teacher(setup: Setup) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from limbeck.compute import pick_device, pick_dtype
 from limbeck.data.loader import Batch, Loader, RowSource
@@ -23,6 +24,7 @@ from limbeck.progress import say
 from limbeck.runs import Costs
 from limbeck.signals.store import SignalStore
 from limbeck.spec.objective import needs_hidden_states, needs_teacher
+from limbeck.spec.parallel import Sharded
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
 from limbeck.spec.teacher import Context
@@ -33,6 +35,7 @@ from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
 from limbeck.train.accounts import step_costs, teacher_flops_per_scored_token, tokens_scored_per_row
 from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all
+from limbeck.train.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Setup:
     teacher_flops_per_scored_token: float
     tokens_scored_per_row: float
     rows_per_epoch: int
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the student: then all of them take part wherever it reads."""
+        return isinstance(self.student, FSDPModule)
 
     @property
     def temperature(self) -> float:
@@ -142,11 +150,12 @@ def open_setup(recipe: Recipe) -> Setup:
         reads_ahead=device.type != "cpu",
     )
     context = recipe.teacher.context if recipe.teacher is not None else Context()
+    projection = _projection(recipe, teacher, device=device)
     return Setup(
         recipe=recipe,
         texts=texts,
-        student=build(recipe.student, vocab_size=recipe.student.vocab_size, seed=recipe.seed).to(device),
-        projection=_projection(recipe, teacher, device=device),
+        student=_student(recipe, projection, processes=processes, device=device),
+        projection=projection,
         loader=loader,
         processes=processes,
         device=device,
@@ -265,6 +274,20 @@ def _projection(recipe: Recipe, teacher: Teacher | None, *, device: torch.device
         student_width=recipe.student.layout.hidden_size, teacher_width=teacher.head_VE.shape[1], seed=recipe.seed
     )
     return None if projection is None else projection.to(device)
+
+
+def _student(recipe: Recipe, projection: nn.Linear | None, *, processes: Processes, device: torch.device) -> Decoder:
+    """On its device, or this process's shards of it (and of the projection) where the recipe asks for that."""
+    assert recipe.student.vocab_size is not None
+    student = build(recipe.student, vocab_size=recipe.student.vocab_size, seed=recipe.seed)
+    if recipe.activation_checkpointing:
+        student.recompute_activations()
+    if recipe.compile:
+        student.compile_blocks()
+    if isinstance(recipe.parallel, Sharded) and processes.world_size > 1:
+        shard(student, projection, processes=processes, device=device)
+        return student
+    return student.to(device)
 
 
 def _reference(

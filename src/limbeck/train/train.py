@@ -27,7 +27,6 @@ def train(recipe: Recipe) -> Path:
         say(f"{recipe.name}: {checked.line()}")
         writer.preflight(**asdict(checked))
     costs = run(setup, path=path, writer=writer)
-    if writer is not None:
-        finish(setup, costs, path=path, writer=writer)
+    finish(setup, costs, path=path, writer=writer)
     leave(setup.processes)
     return path
