@@ -27,6 +27,7 @@ from limbeck.spec.objective import needs_hidden_states, needs_teacher
 from limbeck.spec.parallel import Sharded
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
+from limbeck.spec.student import Student, UpcycledStudent
 from limbeck.spec.teacher import Context
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder, Reading
@@ -181,7 +182,14 @@ def with_vocabulary(recipe: Recipe, texts: Texts, *, teacher_width: int | None) 
     size = asked or teacher_width or texts.tokenizer.size
     if size < texts.tokenizer.size:
         raise SpecError(f"student.vocab_size={size} is smaller than the tokenizer's {texts.tokenizer.size} ids")
-    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"vocab_size": size})})
+    return recipe.model_copy(update={"student": _with_size(recipe.student, size)})
+
+
+def _with_size(student: Student, vocab_size: int) -> Student:
+    """An upcycled student's vocabulary is its dense student's."""
+    if isinstance(student, UpcycledStudent):
+        return student.model_copy(update={"dense": _with_size(student.dense, vocab_size)})
+    return student.model_copy(update={"vocab_size": vocab_size})
 
 
 def _teacher_width(
