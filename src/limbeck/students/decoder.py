@@ -10,6 +10,7 @@ hidden states and `head_VD` without holding all logits. Parameters are float32; 
 Shapes: B rows, T positions, D hidden size, V vocabulary, L layers, M layers with experts, E experts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,7 @@ class Block(nn.Module):
         super().__init__()
         size, eps = layout.hidden_size, layout.norm_eps
         self.recomputes = False
+        self.compiled: Callable[..., BlockOutput] | None = None
         self.norms = layout.norms
         self.self_attn = Attention(layer.attention, hidden_size=size, eps=eps)
         mlp = layer.mlp
@@ -73,11 +75,17 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, first_BTD: Tensor, given: AttentionInput, position_BT: Tensor, cache: KeysValues | None = None
     ) -> BlockOutput:
-        """`first_BTD` is what entered the first block. Where it `recomputes`, the backward pass begins by computing again."""
-        if self.recomputes and torch.is_grad_enabled():
-            inputs = (x_BTD, first_BTD, given, position_BT, cache)
-            return checkpoint(self.compute, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return self.compute(x_BTD, first_BTD, given, position_BT, cache)
+        """`first_BTD` is what entered the first block.
+
+        For training alone it may be compiled, and where it `recomputes`, the backward pass begins by computing again.
+        """
+        inputs = (x_BTD, first_BTD, given, position_BT, cache)
+        if not torch.is_grad_enabled():
+            return self.compute(*inputs)
+        compute = self.compiled or self.compute
+        if self.recomputes:
+            return checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return compute(*inputs)
 
     def compute(
         self, x_BTD: Tensor, first_BTD: Tensor, given: AttentionInput, position_BT: Tensor, cache: KeysValues | None
@@ -327,9 +335,9 @@ class Decoder(nn.Module):
             block.recomputes = True
 
     def compile_blocks(self) -> None:
-        """From now on blocks are compiled where they are first called; parameters keep their names."""
+        """From now on blocks are compiled when they are first called with gradients; parameters keep their names."""
         for block in self.blocks():
-            block.compute = torch.compile(block.compute)  # type: ignore[method-assign]
+            block.compiled = torch.compile(block.compute)
 
     def set_fraction(self, fraction: float) -> None:
         """How much of the budget is spent: shared experts' part depends on it, and whether all learns or routers alone."""

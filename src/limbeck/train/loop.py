@@ -43,6 +43,8 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
         say(f"{recipe.name}: resuming at step {costs.step}")
     if writer is not None:
         writer.rewind(costs.step)
+    if recipe.compile:
+        compile_ahead(setup, fraction=fraction(budget, costs))
     saved_at = costs.seconds
     title = f"training {recipe.name}"
     with (
@@ -77,6 +79,15 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
                 raise Interrupted(f"{path}: stopped after step {costs.step}; the same command continues from there")
     average.put_in_place(setup.student)
     return costs
+
+
+def compile_ahead(setup: Setup, *, fraction: float) -> None:
+    """Compile before the clock runs: the passes of a step at that share of the budget, whose gradients are thrown away."""
+    setup.student.set_fraction(fraction)
+    for batch in setup.loader.step(0):
+        output, _ = batch_loss(setup, batch)
+        output.loss.backward()
+    setup.trained.zero_grad(set_to_none=True)
 
 
 def _evaluate(setup: Setup, costs: Costs, *, average: WeightAverage, writer: RunWriter | None) -> None:
