@@ -335,9 +335,14 @@ class Decoder(nn.Module):
             block.recomputes = True
 
     def compile_blocks(self) -> None:
-        """From now on blocks are compiled when they are first called with gradients; parameters keep their names."""
+        """From now on blocks are compiled when they are first called with gradients; parameters keep their names.
+
+        Experts' grouped products are called as they are: torch traces them in bfloat16 alone.
+        """
         for block in self.blocks():
             block.compiled = torch.compile(block.compute)
+        for experts in self.experts():
+            experts.experts.forward = torch.compiler.disable(experts.experts.forward)  # type: ignore[method-assign]
 
     def set_fraction(self, fraction: float) -> None:
         """How much of the budget is spent: shared experts' part depends on it, and whether all learns or routers alone."""

@@ -1,5 +1,6 @@
 """Training a recipe from start to end: set up, run the loop, finish."""
 
+import gc
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,5 +29,8 @@ def train(recipe: Recipe) -> Path:
         writer.preflight(**asdict(checked))
     costs = run(setup, path=path, writer=writer)
     finish(setup, costs, path=path, writer=writer)
-    leave(setup.processes)
+    processes = setup.processes
+    del setup  # shards hold on to the group of processes, whose threads would outlive it
+    gc.collect()
+    leave(processes)
     return path
