@@ -4,7 +4,8 @@
     RUN/environment.json   versions, device, processor
     RUN/preflight.json     what the first batch showed before the first step, and which weights the student began with
     RUN/metrics.jsonl      one record a line: `event` train or eval, always with the six costs
-    RUN/checkpoint.pt      what resuming needs (written by `limbeck.train.checkpoint`)
+    RUN/checkpoint.pt      what resuming needs (written by `limbeck.train.checkpoint`);
+    RUN/checkpoint-STEP/   of a sharded student (`limbeck.train.sharded_checkpoint`)
     RUN/student/           the student as a Hugging Face folder
     RUN/summary.json       written last: its presence means that the run is finished
 
@@ -142,8 +143,8 @@ class RunWriter:
 
 
 def _refuse_another_recipe(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    # Where things lie and how often they are saved do not change what is computed.
-    incidental = {"output", "store", "checkpoint"}
+    # Where things lie, how often they are saved and who holds what do not change what is computed.
+    incidental = {"output", "store", "checkpoint", "parallel", "activation_checkpointing"}
     for key, there, here in _differences(old, {key: value for key, value in new.items() if key not in incidental}):
         vocabulary = key in {"student.vocab_size", "student.dense.vocab_size"}
         filled_in = (vocabulary and here is None) or (key in {"precision", "device"} and here == "auto")

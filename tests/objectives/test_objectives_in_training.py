@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from limbeck.runs import open_run
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
-from limbeck.train import loop
+from limbeck.train import loop, resume
 from limbeck.train.setup import open_setup
 from limbeck.train.train import train
 
@@ -59,7 +59,7 @@ def test_a_killed_run_continues_bit_for_bit_with_its_projection(
     """Killed in step 6 of 8, one step after the last checkpoint."""
     calm, hurt = (recipe_of(values, name=name, checkpoint={"seconds": 1e-9}) for name in ("calm", "hurt"))
     undisturbed = train(calm)
-    step, save, taken = loop.optimizer_step, loop.save_checkpoint, [0]
+    step, save, taken = loop.optimizer_step, resume.save_checkpoint, [0]
 
     def killed_in_six(*arguments: Any, **named: Any) -> dict[str, float]:
         taken[0] += 1
@@ -72,7 +72,7 @@ def test_a_killed_run_continues_bit_for_bit_with_its_projection(
             save(path, **named)
 
     monkeypatch.setattr(loop, "optimizer_step", killed_in_six)
-    monkeypatch.setattr(loop, "save_checkpoint", save_until_four)
+    monkeypatch.setattr(resume, "save_checkpoint", save_until_four)
     with pytest.raises(Killed):
         train(hurt)
     monkeypatch.undo()

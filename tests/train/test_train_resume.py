@@ -19,7 +19,7 @@ from limbeck.runs import open_run
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
 from limbeck.study.stores import write_recipe_stores
-from limbeck.train import loop
+from limbeck.train import loop, resume
 from limbeck.train.interrupt import Interrupted
 from limbeck.train.train import train
 
@@ -72,13 +72,13 @@ def kill() -> None:
 
 def only_checkpoint_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the clock had asked for one checkpoint, after the given step."""
-    original = loop.save_checkpoint
+    original = resume.save_checkpoint
 
     def save(path: Path, **named: Any) -> None:
         if named["costs"].step == step:
             original(path, **named)
 
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(resume, "save_checkpoint", save)
 
 
 TOPK = {"signal": {"kind": "topk", "k": 20}, "objective": {"kind": "forward_kl"}}

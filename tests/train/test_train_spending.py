@@ -83,7 +83,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Every step takes a second, every evaluation a hundred, every checkpoint a thousand."""
     found = Clock()
     monkeypatch.setattr(loop, "time", found)
-    for name, seconds in (("optimizer_step", 1.0), ("measure", 100.0), ("save_checkpoint", 1000.0)):
+    for name, seconds in (("optimizer_step", 1.0), ("measure", 100.0), ("save", 1000.0)):
         original = getattr(loop, name)
 
         def slow(*arguments: Any, original: Any = original, seconds: float = seconds, **named: Any) -> Any:

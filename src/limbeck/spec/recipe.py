@@ -10,6 +10,7 @@ from limbeck.spec.budget import Budget
 from limbeck.spec.data import Data
 from limbeck.spec.objective import Objective, check_signal, needs_teacher
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
+from limbeck.spec.parallel import Parallel, Replicated, Sharded
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
 from limbeck.spec.student import HuggingFaceStudent, Student, UpcycledStudent
 from limbeck.spec.teacher import Teacher
@@ -61,6 +62,12 @@ class Recipe(Spec):
     batch: Batch = Batch()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    parallel: Parallel = Replicated()
+    """How processes that `torchrun` started share the student."""
+    activation_checkpointing: bool = False
+    """Blocks keep their inputs alone and compute again in the backward pass: less memory, a third more work, same numbers."""
+    compile: bool = False
+    """Blocks go through `torch.compile` for training."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the student's matrix products; auto: bfloat16 where a probe finds it faster."""
     device: str = "auto"
@@ -84,6 +91,17 @@ class Recipe(Spec):
                 "initial_weights and student.weights both say what the student begins with: initial_weights is for a student "
                 "that has its experts already; set one of them to null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_are_known(self) -> Self:
+        if isinstance(self.student, HuggingFaceStudent):
+            asked = [name for name in ("activation_checkpointing", "compile") if getattr(self, name)]
+            asked += ["parallel.kind=sharded"] if isinstance(self.parallel, Sharded) else []
+            if asked:
+                raise ValueError(
+                    f"{asked[0]} is for students of Limbeck's own kinds, not for student.kind=huggingface: remove it"
+                )
         return self
 
     @model_validator(mode="after")

@@ -64,7 +64,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(kv_heads * channels if whole else channels, eps=eps, weighted=weighted)
         self.q_gain_H = nn.Parameter(torch.empty(heads)) if layout.qk_norm == "gain" else None
         self.sink_H = nn.Parameter(torch.empty(heads)) if layout.sinks else None
-        self.value_scale = nn.Parameter(torch.empty(())) if layout.value_embedding else None
+        self.value_scale = nn.Parameter(torch.empty(1)) if layout.value_embedding else None
 
     def forward(self, x_BTD: Tensor, given: AttentionInput, cache: KeysValues | None = None) -> Tensor:
         q_BHTh, k_BKTh = self._queries_and_keys(x_BTD, given.turn)

@@ -10,10 +10,12 @@ hidden states and `head_VD` without holding all logits. Parameters are float32; 
 Shapes: B rows, T positions, D hidden size, V vocabulary, L layers, M layers with experts, E experts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limbeck.errors import LimbeckError
 from limbeck.roles import Placement, Role
@@ -45,6 +47,8 @@ class Block(nn.Module):
     def __init__(self, layer: LayerLayout, layout: Layout) -> None:
         super().__init__()
         size, eps = layout.hidden_size, layout.norm_eps
+        self.recomputes = False
+        self.compiled: Callable[..., BlockOutput] | None = None
         self.norms = layout.norms
         self.self_attn = Attention(layer.attention, hidden_size=size, eps=eps)
         mlp = layer.mlp
@@ -61,7 +65,22 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, first_BTD: Tensor, given: AttentionInput, position_BT: Tensor, cache: KeysValues | None = None
     ) -> BlockOutput:
-        """`first_BTD` is what entered the first block."""
+        """`first_BTD` is what entered the first block.
+
+        For training alone it may be compiled, and where it `recomputes`, the backward pass begins by computing again.
+        """
+        inputs = (x_BTD, first_BTD, given, position_BT, cache)
+        if not torch.is_grad_enabled():
+            return self.compute(*inputs)
+        compute = self.compiled or self.compute
+        if self.recomputes:
+            return checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return compute(*inputs)
+
+    def compute(
+        self, x_BTD: Tensor, first_BTD: Tensor, given: AttentionInput, position_BT: Tensor, cache: KeysValues | None
+    ) -> BlockOutput:
+        """The block itself."""
         if self.mix_2D is not None:
             mix_2D = self.mix_2D.to(x_BTD.dtype)
             x_BTD = mix_2D[0] * x_BTD + mix_2D[1] * first_BTD
@@ -293,12 +312,31 @@ class Decoder(StudentModel):
 
     def experts(self) -> list[Experts]:
         """The mixtures, in the order of their layers."""
-        return [block.mlp for block in self.model.layers if isinstance(block.mlp, Experts)]
+        return [block.mlp for block in self.blocks() if isinstance(block.mlp, Experts)]
 
     def rebalance(self, load_ME: Tensor) -> None:
         """After an optimizer step: move every router's biases by how many tokens each expert saw in it, on all processes."""
         for experts, load_E in zip(self.experts(), load_ME, strict=True):
             experts.router.rebalance(load_E)
+
+    def blocks(self) -> list[Block]:
+        """The layers, in order."""
+        return [block for block in self.model.layers if isinstance(block, Block)]
+
+    def recompute_activations(self) -> None:
+        """From now on blocks keep nothing for the backward pass but their inputs."""
+        for block in self.blocks():
+            block.recomputes = True
+
+    def compile_blocks(self) -> None:
+        """From now on blocks are compiled when they are first called with gradients; parameters keep their names.
+
+        Experts' grouped products are called as they are: torch traces them in bfloat16 alone.
+        """
+        for block in self.blocks():
+            block.compiled = torch.compile(block.compute)
+        for experts in self.experts():
+            experts.experts.forward = torch.compiler.disable(experts.experts.forward)  # type: ignore[method-assign]
 
     def set_fraction(self, fraction: float) -> None:
         """How much of the budget is spent: shared experts' part depends on it, and whether all learns or routers alone."""

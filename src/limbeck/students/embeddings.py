@@ -34,7 +34,7 @@ class BigramHash(nn.Module):
         super().__init__()
         self.table = nn.Embedding(layout.buckets, layout.size)
         self.proj = nn.Linear(layout.size, hidden_size, bias=False)
-        self.scale = nn.Parameter(torch.empty(()))
+        self.scale = nn.Parameter(torch.empty(1))
 
     @property
     def initial_scale(self) -> float:
@@ -66,7 +66,7 @@ class ValueEmbedding(nn.Module):
         super().__init__()
         self.table = nn.Embedding(vocab_size, size)
         self.proj = nn.Linear(size, width, bias=False)
-        self.scale = nn.Parameter(torch.empty(()))
+        self.scale = nn.Parameter(torch.empty(1))
 
     @property
     def initial_scale(self) -> float:

@@ -10,7 +10,8 @@ optimizer to step. So names, state dict, optimizer and checkpoints know nothing 
 many micro-batches it has, tied heads and anything else that reads a parameter is included, and a compiled student cannot have
 folded a switch away, as there is none in it. Its plain twin, w + (rounded(w) - w).detach(), is in the tests.
 
-A row's range is its largest |w|, so that no weight is clipped and every gradient passes.
+A row's range is its largest |w|, so that no weight is clipped and every gradient passes. Under FSDP2 each process rounds its
+own shard: parameters are cut along their first dimension, so that rows and experts stay whole.
 
 Shapes: R rows, I weights of a row.
 """
@@ -22,6 +23,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from limbeck.roles import Role, placements
 from limbeck.spec.artifact import QuantisationAware, Rounding
@@ -131,14 +133,20 @@ def quantising(
         return
     parameters = dict(student.named_parameters())
     rounded = rounded_parameters(student, spec)
-    own = {name: parameters[name].detach().clone() for name in rounded}
+    held = {name: _shard(parameters[name]) for name in rounded}
+    own = {name: weight.clone() for name, weight in held.items()}
     try:
-        with torch.no_grad():
-            for name, how in rounded.items():
-                codes = round_rows(as_rows(own[name], axis=how.axis), bits=how.bits, least_range=spec.least_range)
-                parameters[name].copy_(from_rows(codes.values(), own[name].shape, axis=how.axis))
+        for name, how in rounded.items():
+            codes = round_rows(as_rows(own[name], axis=how.axis), bits=how.bits, least_range=spec.least_range)
+            held[name].copy_(from_rows(codes.values(), own[name].shape, axis=how.axis))
         yield True
     finally:
-        with torch.no_grad():
-            for name, weight in own.items():
-                parameters[name].copy_(weight)
+        for name, weight in own.items():
+            held[name].copy_(weight)
+
+
+@torch.no_grad()
+def _shard(parameter: nn.Parameter) -> Tensor:
+    """What this process holds of a parameter: the same memory, without gradient."""
+    weight = parameter.detach()
+    return weight.to_local() if isinstance(weight, DTensor) else weight

@@ -61,7 +61,12 @@ def load_checkpoint(
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, UnpicklingError) as error:
         found = type(error).__name__  # torch's own words run over many lines and advise to trust the file
         raise LimbeckError(f"{path} is damaged or of another student ({found}): remove it to start the run again") from error
+    require_dtype(path, computed_in, dtype)
+    return costs
+
+
+def require_dtype(path: Path, computed_in: str, dtype: torch.dtype) -> None:
+    """`LimbeckError` where a checkpoint's run computed in another precision than this one would."""
     if computed_in != str(dtype):
         precision = computed_in.removeprefix("torch.")
         raise LimbeckError(f"{path} was computed in {precision}, this run would use {dtype}: add precision={precision}")
-    return costs

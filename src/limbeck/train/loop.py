@@ -15,7 +15,7 @@ from torch import Tensor
 
 from limbeck.compute import autocast
 from limbeck.data.loader import Batch
-from limbeck.errors import DivergedError, LimbeckError
+from limbeck.errors import DivergedError
 from limbeck.objectives.objective import START, LossOutput, objective_loss
 from limbeck.objectives.schedule import Moment
 from limbeck.optim.averaging import WeightAverage
@@ -26,10 +26,10 @@ from limbeck.runs import Costs, RunWriter
 from limbeck.signals.rows import to_device
 from limbeck.students.fake_quantise import quantising
 from limbeck.train.budget import fraction, fraction_during_next_step, passes_a_multiple
-from limbeck.train.checkpoint import load_checkpoint, save_checkpoint
 from limbeck.train.interrupt import Interrupted, finish_the_step
 from limbeck.train.measure import measure
-from limbeck.train.parallel import any_says, from_first, sum_gradients, sum_values
+from limbeck.train.parallel import any_says, clip_gradients, from_first, sum_gradients, sum_values
+from limbeck.train.resume import resume, save
 from limbeck.train.setup import Setup
 
 
@@ -38,15 +38,13 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
     recipe, budget = setup.recipe, setup.recipe.budget
     optimizer = build_optimizer(recipe.optimizer, setup.trained, dtype=setup.dtype)
     average = WeightAverage(recipe.averaging, setup.student)
-    checkpoint = path / "checkpoint.pt"
-    costs = Costs()
-    if checkpoint.is_file():
-        costs = load_checkpoint(checkpoint, model=setup.trained, optimizer=optimizer, average=average, dtype=setup.dtype)
+    costs = resume(setup, path, optimizer=optimizer, average=average)
+    if costs.step:
         say(f"{recipe.name}: resuming at step {costs.step}")
-    if from_first(costs.step, setup.processes, setup.device) != costs.step:
-        raise LimbeckError(f"{path}: processes find different checkpoints; the run folder must be on a disk that all share")
     if writer is not None:
         writer.rewind(costs.step)
+    if recipe.compile:
+        compile_ahead(setup, fraction=fraction(budget, costs))
     saved_at = costs.seconds
     title = f"training {recipe.name}"
     with (
@@ -72,18 +70,34 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
             if writer is not None:
                 writer.record("train", costs, **logged)
                 advance(fraction(budget, costs) - fraction(budget, before), f"loss {logged['loss_nats']:.3f} nats")
-                if not last and passes_a_multiple(budget, before, costs, every=recipe.evaluation.every):
-                    with average.swapped(setup.student):
-                        writer.record("eval", costs, bits_per_byte=measure(setup).bits_per_byte, kl_to_teacher_nats=None)
-                if last or stopping or costs.seconds - saved_at >= recipe.checkpoint.seconds:
-                    save_checkpoint(
-                        checkpoint, model=setup.trained, optimizer=optimizer, average=average, costs=costs, dtype=setup.dtype
-                    )
-                    saved_at = costs.seconds
+            if not last and passes_a_multiple(budget, before, costs, every=recipe.evaluation.every):
+                _evaluate(setup, costs, average=average, writer=writer)
+            if last or stopping or costs.seconds - saved_at >= recipe.checkpoint.seconds:
+                save(setup, path, optimizer=optimizer, average=average, costs=costs)
+                saved_at = costs.seconds
             if stopping and not last:
                 raise Interrupted(f"{path}: stopped after step {costs.step}; the same command continues from there")
     average.put_in_place(setup.student)
     return costs
+
+
+def compile_ahead(setup: Setup, *, fraction: float) -> None:
+    """Compile before the clock runs: the passes of a step at that share of the budget, whose gradients are thrown away."""
+    setup.student.set_fraction(fraction)
+    for batch in setup.loader.step(0):
+        output, _ = batch_loss(setup, batch)
+        output.loss.backward()
+    setup.trained.zero_grad(set_to_none=True)
+
+
+def _evaluate(setup: Setup, costs: Costs, *, average: WeightAverage, writer: RunWriter | None) -> None:
+    """Measured by the process that writes, and by all where each holds a part of the student."""
+    if writer is None and not setup.sharded:
+        return
+    with average.swapped(setup.student):
+        bits_per_byte = measure(setup).bits_per_byte
+    if writer is not None:
+        writer.record("eval", costs, bits_per_byte=bits_per_byte, kl_to_teacher_nats=None)
 
 
 def optimizer_step(
@@ -104,16 +118,15 @@ def optimizer_step(
             outputs.append(output)
             loads.append(load_ME)
     sum_gradients(setup.trained, setup.processes)
-    clip = setup.recipe.optimizer.clip_norm
-    grad_norm = torch.nn.utils.clip_grad_norm_(setup.trained.parameters(), clip if clip is not None else math.inf)
+    grad_norm = clip_gradients(setup.trained, norm=setup.recipe.optimizer.clip_norm)
     names = ["loss_nats", *outputs[0].per_term]
     values = torch.stack([torch.stack([output.loss.detach(), *output.per_term.values()]) for output in outputs]).sum(0)
     logged = dict(zip(names, sum_values(values, setup.processes).tolist(), strict=True))
-    if math.isfinite(logged["loss_nats"] + float(grad_norm)):
+    if math.isfinite(logged["loss_nats"] + grad_norm):
         set_moment(optimizer, lr_factor=moment.lr_factor, fraction=moment.fraction)
         optimizer.step()
         _rebalance(setup, loads)
-    return {**logged, "lr": setup.recipe.optimizer.lr * moment.lr_factor, "grad_norm": float(grad_norm)}
+    return {**logged, "lr": setup.recipe.optimizer.lr * moment.lr_factor, "grad_norm": grad_norm}
 
 
 def _rounded(setup: Setup, moment: Moment) -> AbstractContextManager[bool]:

@@ -15,37 +15,46 @@ from limbeck.spec.student import HuggingFaceStudent
 from limbeck.spec.teacher import Context
 from limbeck.students import hf
 from limbeck.students.decoder import Decoder
+from limbeck.students.model import StudentModel
 from limbeck.students.pretrained import PretrainedStudent
 from limbeck.students.pretrained_folder import save_pretrained
+from limbeck.train.resume import forget_checkpoints
 from limbeck.train.setup import Setup
+from limbeck.train.sharding import gathered, head_gathered
 
 
 def measure(setup: Setup, *, last: bool = False) -> HeldOut:
     """The student on the held-out documents, in windows of its own sequence length that do not overlap.
 
     On the way it is measured in the precision of training, which is quick. The `last` time it is measured in float32, as
-    `limbeck eval` does, and beside the teacher.
+    `limbeck eval` does, and beside the teacher. Where the student is sharded all processes call it, and read the same.
     """
-    reader = StudentReader(setup.student, device=setup.device, dtype=torch.float32 if last else setup.dtype)
-    return evaluate(
-        reader,
-        setup.texts.heldout,
-        context=Context(window=setup.recipe.data.sequence_length, overlap=0),
-        reference=setup.reference if last else None,
-        title=f"evaluating {setup.recipe.name}",
-    )
+    with head_gathered(setup.student):
+        return evaluate(
+            StudentReader(setup.student, device=setup.device, dtype=torch.float32 if last else setup.dtype),
+            setup.texts.heldout,
+            context=Context(window=setup.recipe.data.sequence_length, overlap=0),
+            reference=setup.reference if last else None,
+            title=f"evaluating {setup.recipe.name}",
+        )
 
 
-def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None:
-    """Last evaluation, the student as a Hugging Face folder, then the summary."""
+def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) -> None:
+    """Last evaluation, the student as a Hugging Face folder, then the summary. All processes call it; one has a `writer`."""
+    if writer is None and not setup.sharded:
+        return
     recipe = setup.recipe
     setup.student.settle()
     heldout = measure(setup, last=True)
+    student = gathered(setup.student, setup.processes)
+    if writer is None:
+        return
+    assert student is not None
     writer.forget("eval", step=costs.step)  # of a run that was killed between here and its summary
     writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=heldout.kl_to_teacher_nats)
     with TemporaryDirectory() as tokenizer_folder:
         save_tokenizer(setup.texts.tokenizer, Path(tokenizer_folder))
-        _save(setup, path / "student", tokenizer_folder=Path(tokenizer_folder))
+        _save(setup, student, path / "student", tokenizer_folder=Path(tokenizer_folder))
     parameters = setup.student_costs.parameters
     writer.finish(
         costs,
@@ -69,12 +78,12 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter) -> None
         teacher=_teacher(setup),
         start=asdict(setup.start) if setup.start is not None else None,
     )
-    (path / "checkpoint.pt").unlink(missing_ok=True)
+    forget_checkpoints(path)
 
 
-def _save(setup: Setup, folder: Path, *, tokenizer_folder: Path) -> None:
-    """The student as a folder."""
-    spec, student, tokenizer = setup.recipe.student, setup.student, setup.texts.tokenizer
+def _save(setup: Setup, student: StudentModel, folder: Path, *, tokenizer_folder: Path) -> None:
+    """The whole student as a folder."""
+    spec, tokenizer = setup.recipe.student, setup.texts.tokenizer
     if isinstance(spec, HuggingFaceStudent):
         assert isinstance(student, PretrainedStudent)
         save_pretrained(student, spec=spec, folder=folder, tokenizer_folder=tokenizer_folder)

@@ -1,8 +1,10 @@
-"""Data parallelism: every process holds the student, reads its share of each batch and adds its gradients to the others'.
+"""Data parallelism: every process reads its share of each batch and adds its gradients to the others'.
 
-One process is the same code with world size 1. Start several with `torchrun`.
+Every process holds the student, or shards of it (`limbeck.train.sharding`). One process is the same code with world size 1.
+Start several with `torchrun`.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 PATIENCE = timedelta(hours=12)
 """How long the others wait while the first process converts, tokenises, or lets the teacher read the held-out documents."""
@@ -44,14 +47,26 @@ def start_processes(device: torch.device) -> Processes:
 
 
 def sum_gradients(model: nn.Module, processes: Processes) -> None:
-    """Add up the gradients of all processes. Losses are already divided by the tokens of the whole batch, so sums are means."""
-    if processes.world_size == 1:
-        return
+    """Add up the gradients of all processes. Losses are already divided by the tokens of the whole batch, so sums are means.
+
+    Those of shards are sums already.
+    """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if processes.world_size == 1 or any(isinstance(gradient, DTensor) for gradient in gradients):
+        return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(summed.view_as(gradient))
+
+
+def clip_gradients(model: nn.Module, *, norm: float | None) -> float:
+    """Scale all gradients down to `norm` together, where there is one. Returns the norm that they had, over all shards."""
+    parameters = list(model.parameters())
+    found = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    total = found.full_tensor() if isinstance(found, DTensor) else found
+    torch.nn.utils.clip_grads_with_norm_(parameters, norm if norm is not None else math.inf, total)
+    return float(total)
 
 
 def sum_values(values: Tensor, processes: Processes) -> Tensor:
@@ -75,6 +90,11 @@ def any_says(asked: bool, processes: Processes, device: torch.device) -> bool:
     if processes.world_size == 1:
         return asked
     return bool(sum_values(torch.tensor([int(asked)], device=device), processes).item())
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its parameters are."""
+    return next(model.parameters()).device
 
 
 def wait_for_all(processes: Processes) -> None:

@@ -27,6 +27,7 @@ from limbeck.signals.rows import mass_on, rows_at, to_device
 from limbeck.signals.types import DenseRows, SignalRows, sparse_target
 from limbeck.spec.objective import CrossEntropy, HiddenStates, Objective, needs_teacher, terms
 from limbeck.train.setup import Setup
+from limbeck.train.sharding import head_gathered
 
 POSITIONS = 128
 """At which gradients are taken: N."""
@@ -150,7 +151,7 @@ def _check_alignment(rows: SignalRows, targets_T: Tensor, *, mass_of_store: floa
 @torch.no_grad()
 def _logits(setup: Setup, batch: Batch, at_N: Tensor) -> Tensor:
     """The student's, float32."""
-    with autocast(setup.dtype, setup.device):
+    with head_gathered(setup.student), autocast(setup.dtype, setup.device):
         return setup.student.logits(setup.read(batch).hidden_BTD.flatten(0, 1)[at_N]).float()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from limbeck.compute import pick_device, pick_dtype
 from limbeck.data.loader import Batch, Loader, RowSource
@@ -23,11 +24,13 @@ from limbeck.progress import say
 from limbeck.runs import Costs
 from limbeck.signals.store import SignalStore
 from limbeck.spec.objective import needs_hidden_states, needs_teacher
+from limbeck.spec.parallel import Sharded
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
 from limbeck.spec.student import HuggingFaceStudent
 from limbeck.spec.teacher import Context
 from limbeck.students.build import build
+from limbeck.students.decoder import Decoder
 from limbeck.students.model import Reading, StudentModel
 from limbeck.students.pretrained import Source, source_of, vocabulary
 from limbeck.students.start import Start, find_start, yarns
@@ -36,6 +39,7 @@ from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
 from limbeck.train.accounts import StudentCosts, student_costs, teacher_flops_per_scored_token, tokens_scored_per_row
 from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all
+from limbeck.train.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,11 @@ class Setup:
     teacher_flops_per_scored_token: float
     tokens_scored_per_row: float
     rows_per_epoch: int
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the student: then all of them take part wherever it reads."""
+        return isinstance(self.student, FSDPModule)
 
     @property
     def temperature(self) -> float:
@@ -176,13 +185,14 @@ def open_setup(recipe: Recipe) -> Setup:
         reads_ahead=device.type != "cpu",
     )
     context = recipe.teacher.context if recipe.teacher is not None else Context()
-    student = _student(recipe, start).to(device)
+    student = _student(recipe, start)
     costs = student_costs(recipe, texts.train, student)
+    projection = _projection(recipe, student, teacher, device=device)
     return Setup(
         recipe=recipe,
         texts=texts,
-        student=student,
-        projection=_projection(recipe, student, teacher, device=device),
+        student=_placed(student, recipe, projection, processes=processes, device=device),
+        projection=projection,
         loader=loader,
         processes=processes,
         device=device,
@@ -342,6 +352,22 @@ def _projection(recipe: Recipe, student: StudentModel, teacher: Teacher | None, 
         student_width=student.head_VD.shape[1], teacher_width=teacher.head_VE.shape[1], seed=recipe.seed
     )
     return None if projection is None else projection.to(device)
+
+
+def _placed(
+    student: StudentModel, recipe: Recipe, projection: nn.Linear | None, *, processes: Processes, device: torch.device
+) -> StudentModel:
+    """On its device, or this process's shards of it (and of the projection) where the recipe asks for that."""
+    if not isinstance(student, Decoder):  # the recipe's validator lets it ask for none of these
+        return student.to(device)
+    if recipe.activation_checkpointing:
+        student.recompute_activations()
+    if recipe.compile:
+        student.compile_blocks()
+    if isinstance(recipe.parallel, Sharded) and processes.world_size > 1:
+        shard(student, projection, processes=processes, device=device)
+        return student
+    return student.to(device)
 
 
 def _reference(

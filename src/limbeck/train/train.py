@@ -1,5 +1,6 @@
 """Training a recipe from start to end: set up, run the loop, finish."""
 
+import gc
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,9 +31,11 @@ def train(recipe: Recipe) -> Path:
         began = {} if setup.start is None else {"start": asdict(setup.start)}
         writer.preflight(**asdict(checked), **began)
     costs = run(setup, path=path, writer=writer)
-    if writer is not None:
-        finish(setup, costs, path=path, writer=writer)
-    leave(setup.processes)
+    finish(setup, costs, path=path, writer=writer)
+    processes = setup.processes
+    del setup  # shards hold on to the group of processes, whose threads would outlive it
+    gc.collect()
+    leave(processes)
     return path
 
 
