@@ -197,7 +197,7 @@ FORGERIES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "a tensor too few": with_header(lambda header: header["tensors"].pop()),
     "a tensor twice": with_header(lambda header: header["tensors"].append(header["tensors"][0])),
     "a scalar of integers": with_header(
-        lambda header: [each.update(kind="integers") for each in header["tensors"] if not each["shape"]]
+        lambda header: [each.update(kind="integers") for each in header["tensors"] if each["shape"] == [1]]
     ),
     "other kinds": with_header(lambda header: [each.update(kind="float32") for each in header["tensors"]]),
 }
