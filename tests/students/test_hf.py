@@ -1,6 +1,8 @@
 """Saved students open in transformers with equal logits, and come back as they were."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -145,6 +147,37 @@ def test_a_failed_save_keeps_the_old_folder(tmp_path):
         hf.save(moved(spec), spec=spec, folder=folder, max_positions=64, tokenizer_folder=tmp_path / "empty")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "student"]
     assert hf.load(folder)[2] == VOCAB
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    folder, spec, replace, calls = tmp_path / "student", olmo3(), os.replace, []
+    student = moved(spec)
+    hf.save(student, spec=spec, folder=folder, max_positions=64)
+
+    def refuse_the_second(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("no")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_the_second)
+    with pytest.raises(OSError, match="no"):
+        hf.save(moved(spec, seed=1), spec=spec, folder=folder, max_positions=64)
+    assert len(calls) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert_same_weights(hf.load(folder)[0], student)
+
+
+def test_what_a_kill_left_beside_a_folder_is_in_nobodys_way(tmp_path, monkeypatch):
+    """Also where a later process has the number of the killed one, as in containers."""
+    spec, rmtree = olmo3(), shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(LimbeckError, match="no tokenizer files"):
+        hf.save(moved(spec), spec=spec, folder=tmp_path / "student", max_positions=64, tokenizer_folder=tmp_path)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert len(list(tmp_path.glob(".student.*"))) == 1
+    hf.save(moved(spec), spec=spec, folder=tmp_path / "student", max_positions=64)
+    assert hf.load(tmp_path / "student")[2] == VOCAB
 
 
 @pytest.mark.parametrize("spec", [olmo3(), golf()], ids=["native", "registered"])

@@ -10,6 +10,7 @@ whole or not at all: it is written beside its place and then renamed.
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -245,18 +246,33 @@ def _last_line(error: Exception) -> str:
 
 @contextmanager
 def published(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` that takes its place when the block ends well, and vanishes when it doesn't."""
+    """An empty folder beside `folder` that takes its place when the block ends well, and vanishes when it doesn't.
+
+    What was there before goes only when its successor is in place.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{role}") for role in ("partial", "old"))
+    mark = f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    partial, old = (folder.with_name(f"{mark}.{role}") for role in ("partial", "old"))
     partial.mkdir()
     try:
         yield partial
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
+        _replace_folder(folder, partial, old)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace_folder(folder: Path, new: Path, old: Path) -> None:
+    """`new` becomes `folder`, which becomes `old`; where the disk refuses, `folder` is again what it was."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
