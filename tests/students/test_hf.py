@@ -287,6 +287,73 @@ def test_variants_that_a_student_cannot_be_are_refused(tmp_path, spec, change, m
         hf.load(tmp_path / "s")
 
 
+def not_json(path):
+    path.write_text("{")
+
+
+def a_list(path):
+    path.write_text("[]")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def no_head(path):
+    path.write_bytes(path.read_bytes()[:3])
+
+
+def setting(**changes):
+    return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("spec", [olmo3(), ladder(), golf()], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("config.json", not_json, "is damaged"),
+        ("config.json", a_list, "is damaged"),
+        ("config.json", lambda path: path.write_bytes(b"\xff"), "is damaged"),
+        ("config.json", lambda path: path.write_text('{"a":' * 100_000), "is damaged"),
+        ("config.json", setting(hidden_size="x"), "is damaged"),
+        ("config.json", setting(vocab_size="x"), "is damaged"),
+        ("config.json", setting(vocab_size=-5), "is damaged"),
+        ("config.json", setting(vocab_size=2**61), "the weights are not those"),
+        ("config.json", setting(vocab_size=2**70), "the weights are not those"),
+        ("config.json", setting(max_position_embeddings="x"), "is damaged"),
+        ("config.json", setting(dtype="nonsense"), "is damaged"),
+        ("config.json", setting(limbeck_student="x", student="x"), "config.json"),
+        ("config.json", setting(limbeck_student=[1], student=[1]), "config.json"),
+        ("model.safetensors", cut, "is damaged"),
+        ("model.safetensors", no_head, "is damaged"),
+        ("model.safetensors", lambda path: path.write_text("x" * 100), "is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_one_line_that_names_the_file(tmp_path, spec, name, damage, said):
+    hf.save(build(spec, vocab_size=VOCAB, seed=0), spec=spec, folder=tmp_path / "s", max_positions=64)
+    damage(tmp_path / "s" / name)
+    with pytest.raises(LimbeckError, match=said) as caught:
+        hf.save_again(tmp_path / "s", to=tmp_path / "copy")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "s") in str(caught.value)
+    assert name in str(caught.value) or "of its config.json" in str(caught.value)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": -4}, {"rope_theta": "x"}, {"yarn": {"factor": "x"}}], ids=str)
+def test_an_olmo3_of_anyones_whose_sizes_are_none_is_refused(tmp_path, change):
+    spec = olmo3(yarn=YARN)
+    hf.save(build(spec, vocab_size=VOCAB, seed=0), spec=spec, folder=tmp_path / "s", max_positions=64)
+    path = tmp_path / "s" / "config.json"
+    values = json.loads(path.read_text())
+    del values["limbeck_student"]
+    rope = values["rope_parameters"]["full_attention"]
+    rope |= change.pop("yarn", {}) | {name: change.pop(name) for name in list(change) if name in rope}
+    path.write_text(json.dumps({**values, **change}))
+    with pytest.raises(LimbeckError, match=r"config\.json|rotary positions"):
+        hf.load(tmp_path / "s")
+
+
 def test_an_edited_olmo3_is_what_its_config_says_and_not_what_it_was(tmp_path):
     """transformers reads the plain fields, and so must we."""
     spec = olmo3()
