@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import gguf
+import pytest
 import torch
 from tiny_students import golf, ladder
 from tiny_world import make_tokenizer
@@ -22,6 +23,10 @@ def saved(spec: Student, tmp_path: Path) -> tuple[Decoder, Path]:
     make_tokenizer(tmp_path / "tokenizer")
     hf.save(student, spec=spec, folder=folder, max_positions=64, tokenizer_folder=tmp_path / "tokenizer")
     return student, folder
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def field(path: Path, key: str) -> object:
@@ -47,6 +52,47 @@ def test_what_means_nothing_is_refused(limbeck, tmp_path):
     assert outcome.code == 2 and "name another" in outcome.complaint
     outcome = limbeck("export", tmp_path / "nothing", "-o", tmp_path / "c")
     assert outcome.code == 1 and "holds no config.json" in outcome.complaint
+
+
+@pytest.mark.parametrize("there", ["the student", "the run", "all runs", "inside", "texts", "a file", "another model"])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_folder_replaces_nothing(limbeck, tmp_path, monkeypatch, teacher_folder, there, pretrained):
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    if pretrained:
+        spec = HuggingFaceStudent(model=str(teacher_folder))
+        save_pretrained(load_pretrained(spec, seed=0), spec=spec, folder=run / "student")
+    else:
+        saved(ladder(), tmp_path)[1].rename(run / "student")
+    (run / "recipe.yaml").write_text("name: mine\n")
+    for name in ("texts", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("what nobody has twice")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    places = {
+        "the student": (run / "student", "is, or holds, the folder to export"),
+        "the run": (run, "is, or holds, the folder to export"),
+        "all runs": (".", "is, or holds, the folder to export"),
+        "inside": (run / "student" / "copy", "is inside the folder to export"),
+        "texts": (tmp_path / "texts", "exists already: name a new folder"),
+        "a file": (tmp_path / "texts" / "a.txt", "exists already: name a new folder"),
+        "another model": (tmp_path / "model", "exists already: name a new folder"),
+    }
+    output, said = places[there]
+    before = files(tmp_path)
+    monkeypatch.chdir(tmp_path / "runs")
+    outcome = limbeck("export", run, "-o", output)
+    assert (outcome.code, said in outcome.complaint) == (2, True), outcome.complaint
+    assert files(tmp_path) == before
+
+
+def test_an_empty_folder_is_filled(limbeck, tmp_path, monkeypatch):
+    _, folder = saved(ladder(), tmp_path)
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    assert limbeck("export", folder, "-o", ".").code == 0
+    assert "# new\n" in (tmp_path / "new" / "README.md").read_text()
+    assert hf.load(tmp_path / "new")[1] == ladder()
 
 
 def test_a_run_is_named_by_its_folder(limbeck, tmp_path):

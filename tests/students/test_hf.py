@@ -1,6 +1,8 @@
 """Saved students open in transformers with equal logits, and come back as they were."""
 
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -147,6 +149,37 @@ def test_a_failed_save_keeps_the_old_folder(tmp_path):
     assert hf.load(folder)[2] == VOCAB
 
 
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    folder, spec, replace, calls = tmp_path / "student", olmo3(), os.replace, []
+    student = moved(spec)
+    hf.save(student, spec=spec, folder=folder, max_positions=64)
+
+    def refuse_the_second(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("no")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_the_second)
+    with pytest.raises(OSError, match="no"):
+        hf.save(moved(spec, seed=1), spec=spec, folder=folder, max_positions=64)
+    assert len(calls) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert_same_weights(hf.load(folder)[0], student)
+
+
+def test_what_a_kill_left_beside_a_folder_is_in_nobodys_way(tmp_path, monkeypatch):
+    """Also where a later process has the number of the killed one, as in containers."""
+    spec, rmtree = olmo3(), shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(LimbeckError, match="no tokenizer files"):
+        hf.save(moved(spec), spec=spec, folder=tmp_path / "student", max_positions=64, tokenizer_folder=tmp_path)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert len(list(tmp_path.glob(".student.*"))) == 1
+    hf.save(moved(spec), spec=spec, folder=tmp_path / "student", max_positions=64)
+    assert hf.load(tmp_path / "student")[2] == VOCAB
+
+
 @pytest.mark.parametrize("spec", [olmo3(), golf()], ids=["native", "registered"])
 def test_the_tokenizer_travels_with_the_student(tmp_path, spec):
     make_tokenizer(tmp_path / "teacher")
@@ -251,6 +284,73 @@ def test_variants_that_a_student_cannot_be_are_refused(tmp_path, spec, change, m
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
     path.write_text(json.dumps(values))
     with pytest.raises(LimbeckError, match=message):
+        hf.load(tmp_path / "s")
+
+
+def not_json(path):
+    path.write_text("{")
+
+
+def a_list(path):
+    path.write_text("[]")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def no_head(path):
+    path.write_bytes(path.read_bytes()[:3])
+
+
+def setting(**changes):
+    return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("spec", [olmo3(), ladder(), golf()], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("config.json", not_json, "is damaged"),
+        ("config.json", a_list, "is damaged"),
+        ("config.json", lambda path: path.write_bytes(b"\xff"), "is damaged"),
+        ("config.json", lambda path: path.write_text('{"a":' * 100_000), "is damaged"),
+        ("config.json", setting(hidden_size="x"), "is damaged"),
+        ("config.json", setting(vocab_size="x"), "is damaged"),
+        ("config.json", setting(vocab_size=-5), "is damaged"),
+        ("config.json", setting(vocab_size=2**61), "the weights are not those"),
+        ("config.json", setting(vocab_size=2**70), "the weights are not those"),
+        ("config.json", setting(max_position_embeddings="x"), "is damaged"),
+        ("config.json", setting(dtype="nonsense"), "is damaged"),
+        ("config.json", setting(limbeck_student="x", student="x"), "config.json"),
+        ("config.json", setting(limbeck_student=[1], student=[1]), "config.json"),
+        ("model.safetensors", cut, "is damaged"),
+        ("model.safetensors", no_head, "is damaged"),
+        ("model.safetensors", lambda path: path.write_text("x" * 100), "is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_one_line_that_names_the_file(tmp_path, spec, name, damage, said):
+    hf.save(build(spec, vocab_size=VOCAB, seed=0), spec=spec, folder=tmp_path / "s", max_positions=64)
+    damage(tmp_path / "s" / name)
+    with pytest.raises(LimbeckError, match=said) as caught:
+        hf.save_again(tmp_path / "s", to=tmp_path / "copy")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "s") in str(caught.value)
+    assert name in str(caught.value) or "of its config.json" in str(caught.value)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": -4}, {"rope_theta": "x"}, {"yarn": {"factor": "x"}}], ids=str)
+def test_an_olmo3_of_anyones_whose_sizes_are_none_is_refused(tmp_path, change):
+    spec = olmo3(yarn=YARN)
+    hf.save(build(spec, vocab_size=VOCAB, seed=0), spec=spec, folder=tmp_path / "s", max_positions=64)
+    path = tmp_path / "s" / "config.json"
+    values = json.loads(path.read_text())
+    del values["limbeck_student"]
+    rope = values["rope_parameters"]["full_attention"]
+    rope |= change.pop("yarn", {}) | {name: change.pop(name) for name in list(change) if name in rope}
+    path.write_text(json.dumps({**values, **change}))
+    with pytest.raises(LimbeckError, match=r"config\.json|rotary positions"):
         hf.load(tmp_path / "s")
 
 

@@ -44,17 +44,29 @@ def export(
         raise SpecError(f"--dtype={dtype} is for --format gguf: a folder holds float32, and transformers reads it in any dtype")
     if format is Format.gguf and yarn is not None:
         raise SpecError("--yarn is for --format hf: export that folder to GGUF afterwards")
-    if output.resolve() == folder.resolve():
-        raise SpecError(f"--output={output} is the folder to export: name another")
+    where = _place(output, folder, format=format)
     if format is Format.gguf:
         from limbeck.students.gguf import export as write
 
-        write(folder, path=output, dtype=(dtype or Dtype.float16).value)
+        write(folder, path=where, dtype=(dtype or Dtype.float16).value)
     else:
         from limbeck.students.hf import save_again
 
-        save_again(folder, to=output, yarn_factor=yarn)
+        save_again(folder, to=where, yarn_factor=yarn)
     emit({"student": str(folder), "format": format.value, "path": str(output)}, as_json=as_json, lines=[f"{format}: {output}"])
+
+
+def _place(output: Path, folder: Path, *, format: Format) -> Path:
+    """Where to write, as an absolute path; `SpecError` where something would have to make room for a folder."""
+    where, source = output.resolve(), folder.resolve()
+    if where == source or where in source.parents:
+        raise SpecError(f"--output={output} is, or holds, the folder to export: name another")
+    if format is Format.hf:
+        if source in where.parents:
+            raise SpecError(f"--output={output} is inside the folder to export: name another")
+        if where.exists() and not (where.is_dir() and not any(where.iterdir())):
+            raise SpecError(f"--output={output} exists already: name a new folder, or remove that one")
+    return where
 
 
 def _student(target: Path) -> Path:

@@ -10,6 +10,7 @@ whole or not at all: it is written beside its place and then renamed.
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, Olmo3Config, PreTrainedConfig, Qwen3Config
 
-from limbeck.errors import LimbeckError, SpecError
+from limbeck.errors import LimbeckError, SpecError, first_line
 from limbeck.plan.accounting import student_parameters
 from limbeck.spec.layout import Layout
 from limbeck.spec.parts import Yarn
@@ -91,15 +92,14 @@ def load(folder: Path) -> tuple[Decoder, LaidOutStudent, int]:
     """
     config = read_config(folder)
     spec = _spec(config, folder)
-    with torch.device("meta"):
-        student = Decoder(spec.layout, vocab_size=config.vocab_size)
-    student.to_empty(device="cpu")
     weights = _read_weights(folder, tied=spec.layout.tied_embeddings)
     if isinstance(config, LimbeckConfig):
         weights = _renamed(weights, *reversed(_REGISTERED_PREFIX))
     try:
-        student.load_state_dict(weights)
-    except RuntimeError as error:
+        with torch.device("meta"):
+            student = Decoder(spec.layout, vocab_size=config.vocab_size)
+        student.to_empty(device="cpu").load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:  # torch's words for sizes beyond 64 bits, or beyond memory, too
         raise LimbeckError(f"{folder}: the weights are not those of its config.json ({_last_line(error)})") from error
     return student, spec, config.vocab_size
 
@@ -169,24 +169,43 @@ def _config(spec: LaidOutStudent, *, vocab_size: int, **others: Any) -> PreTrain
 
 def _was_pretrained(folder: Path) -> bool:
     """Whether a folder was written by `limbeck.students.pretrained_folder`."""
-    return (_read_json(folder).get("limbeck_student") or {}).get("kind") == "huggingface"
+    saved = _read_json(folder).get("limbeck_student")
+    return isinstance(saved, dict) and saved.get("kind") == "huggingface"
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise LimbeckError(f"{folder} holds no config.json: name the folder of a saved student")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(values, dict):
+        raise _damaged(path, TypeError("it is no mapping"))
     return values
 
 
+def _damaged(path: Path, error: Exception) -> LimbeckError:
+    said = first_line(error).rstrip(":") or type(error).__name__
+    return LimbeckError(f"{path} is damaged ({said}): restore it")
+
+
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a student's folder; `LimbeckError` where it holds none."""
+    """The configuration of a student's folder; `LimbeckError` where it holds none, or it is damaged."""
     model_type = _read_json(folder).get("model_type")
     config_class: Any = {**_CONFIGS, "limbeck": LimbeckConfig}.get(str(model_type))
     if config_class is None:
         raise LimbeckError(f"{folder} holds a model of type {model_type!r}: a student is one that Limbeck saved, or an 'olmo3'")
-    return config_class.from_pretrained(folder)
+    path = folder / "config.json"
+    try:
+        config: PreTrainedConfig = config_class.from_pretrained(folder)
+    except Exception as error:  # transformers' classes check their values by whatever comes to pass
+        raise _damaged(path, error) from error
+    for name in ("vocab_size", "max_position_embeddings"):
+        if not isinstance(getattr(config, name), int) or getattr(config, name) < 1:
+            raise _damaged(path, ValueError(f"{name} is {getattr(config, name)!r}"))
+    return config
 
 
 def _spec(config: PreTrainedConfig, folder: Path) -> LaidOutStudent:
@@ -194,6 +213,8 @@ def _spec(config: PreTrainedConfig, folder: Path) -> LaidOutStudent:
     if isinstance(config, LimbeckConfig):
         return student_from(config.student or {}, source=f"{folder}/config.json")
     saved = getattr(config, "limbeck_student", None)
+    if not isinstance(saved, dict | None):
+        raise _damaged(folder / "config.json", TypeError("limbeck_student is no mapping"))
     pretrained = saved is not None and saved.get("kind") == "huggingface"
     if saved is not None and not pretrained:
         spec = student_from(saved, source=f"{folder}/config.json")
@@ -231,7 +252,12 @@ def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def _read_weights(folder: Path, *, tied: bool) -> dict[str, Tensor]:
-    weights = {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    weights: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            weights |= load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from error
     if not weights:
         raise LimbeckError(f"{folder} holds no *.safetensors: save the model with safetensors")
     if tied:
@@ -245,18 +271,33 @@ def _last_line(error: Exception) -> str:
 
 @contextmanager
 def published(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` that takes its place when the block ends well, and vanishes when it doesn't."""
+    """An empty folder beside `folder` that takes its place when the block ends well, and vanishes when it doesn't.
+
+    What was there before goes only when its successor is in place.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{role}") for role in ("partial", "old"))
+    mark = f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    partial, old = (folder.with_name(f"{mark}.{role}") for role in ("partial", "old"))
     partial.mkdir()
     try:
         yield partial
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
+        _replace_folder(folder, partial, old)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace_folder(folder: Path, new: Path, old: Path) -> None:
+    """`new` becomes `folder`, which becomes `old`; where the disk refuses, `folder` is again what it was."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
