@@ -7,8 +7,8 @@ import pytest
 from limbeck.errors import SpecError
 from limbeck.spec.layout import ExpertsLayout
 from limbeck.spec.load import load_recipe, parse_overrides, read_yaml, shipped, shipped_files, shown_names
-from limbeck.spec.parts import Rope, Yarn
-from limbeck.spec.student import GolfStudent, LadderStudent, MoeStudent, Olmo3Student
+from limbeck.spec.parts import Rope, SharedExpert, Yarn
+from limbeck.spec.student import GolfStudent, LadderStudent, MoeStudent, Olmo3Student, UpcycledStudent
 
 SIZES = {"hidden_size": 64, "num_layers": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 96}
 
@@ -86,6 +86,8 @@ def test_a_changed_copy_is_laid_out_anew():
 MOE = ("student.kind=moe", *(f"student.{key}={value}" for key, value in SIZES.items()))
 GOLF = ("student.kind=golf",)
 LADDER = ("student.kind=ladder", "student.num_layers=2")
+OLMO3 = "{kind: olmo3, hidden_size: 64, num_layers: 2, num_heads: 4, num_kv_heads: 2, head_dim: 16, intermediate_size: 96}"
+UPCYCLED = ("student.kind=upcycled", f"student.dense={OLMO3}")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,13 @@ LADDER = ("student.kind=ladder", "student.num_layers=2")
         ((*MOE, "student.expert_groups=5"), "num_experts=64 is not a multiple of expert_groups=5"),
         ((*MOE, "student.groups_per_token=2"), "groups_per_token=2 is more than expert_groups=1"),
         ((*MOE, "student.expert_groups=16"), "experts_per_token=8 is more than the 4 experts of groups_per_token=1"),
+        ((*MOE, "student.expert_size=12"), "expert_size=12 is not a multiple of 8"),
+        ((*MOE, "student.hidden_size=50"), "hidden_size=50 is not a multiple of 8"),
+        (
+            (*UPCYCLED, "student.num_experts=16", "student.experts_per_token=8", "student.granularity=8"),
+            "dense.intermediate_size / granularity=12 is not a multiple of 8",
+        ),
+        ((*UPCYCLED, "student.dense.hidden_size=50"), "the dense hidden size=50 is not a multiple of 8"),
         ((*MOE, "student.shared_expert={size: 0}"), "student.shared_expert.size=0: Input should be greater than 0"),
         ((*MOE, "student.activation=gelu"), "student.activation='gelu': Input should be 'swiglu', 'relu2' or 'leaky_relu2'"),
         ((*MOE, "student.positions={kind: alibi}"), "student.positions.kind=alibi is not a kind"),
@@ -127,6 +136,14 @@ def test_a_student_that_cannot_be_is_refused_with_key_and_reason(overrides, expe
     assert expected in str(caught.value)
     assert str(caught.value).startswith("quickstart: student")
     assert "\n" not in str(caught.value)
+
+
+def test_only_experts_need_rows_of_whole_16_bytes():
+    """A shared expert and dense MLPs are products of their own, of any size."""
+    MoeStudent(**{**SIZES, "hidden_size": 50, "intermediate_size": 50}, dense_layers=8, expert_size=10)
+    MoeStudent(**{**SIZES, "intermediate_size": 50}, expert_size=8, shared_expert=SharedExpert(size=10))
+    dense = MoeStudent(**{**SIZES, "intermediate_size": 48}, dense_layers=8)
+    UpcycledStudent(dense=dense, num_experts=12, experts_per_token=6, granularity=6)
 
 
 # ---- members: recipes that share a file

@@ -8,6 +8,7 @@ decoder, its parameters, its FLOPs and its export are made from. Sources of the 
 resolved. Of a model that exists it is the model's.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
@@ -211,6 +212,8 @@ class MoeStudent(_Sizes):
                 f"experts_per_token={self.experts_per_token} is more than the {reachable} experts of "
                 f"groups_per_token={self.groups_per_token}"
             )
+        if self.dense_layers < self.num_layers:
+            _check_grouped({"hidden_size": self.hidden_size, "expert_size": self.expert_size})
         return self
 
     @property
@@ -375,6 +378,10 @@ class UpcycledStudent(_Family):
             raise ValueError(f"first_layer={self.first_layer} leaves none of dense.num_layers={self.dense.num_layers}")
         if any(isinstance(layer.mlp, ExpertsLayout) for layer in self.dense.layout.layers):
             raise ValueError("dense has experts already: set dense.dense_layers to dense.num_layers")
+        channels = size // self.granularity
+        _check_grouped(
+            {"the dense hidden size": self.dense.layout.hidden_size, "dense.intermediate_size / granularity": channels}
+        )
         return self
 
     @property
@@ -433,6 +440,17 @@ class HuggingFaceStudent(_Family):
 
 def _layer_types(num_layers: int, *, full_every: int) -> tuple[str, ...]:
     return tuple("full_attention" if (layer + 1) % full_every == 0 else "sliding_attention" for layer in range(num_layers))
+
+
+_GROUPED_MULTIPLE = 8
+"""Grouped products want rows of whole 16 bytes: so many numbers of bfloat16."""
+
+
+def _check_grouped(sizes: Mapping[str, int]) -> None:
+    """Of experts' matrices, by what a recipe calls them."""
+    for name, size in sizes.items():
+        if size % _GROUPED_MULTIPLE:
+            raise ValueError(f"{name}={size} is not a multiple of {_GROUPED_MULTIPLE}, as experts' grouped products need")
 
 
 LaidOutStudent = Olmo3Student | LadderStudent | MoeStudent | GolfStudent | UpcycledStudent
