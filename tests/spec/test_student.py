@@ -1,14 +1,26 @@
 """Students as they are asked for: what families lay out, and the line that says what cannot be."""
 
 import dataclasses
+import functools
+import operator
+import typing
 
 import pytest
 
 from limbeck.errors import SpecError
+from limbeck.spec.base import parse
 from limbeck.spec.layout import ExpertsLayout
 from limbeck.spec.load import load_recipe, parse_overrides, read_yaml, shipped, shipped_files, shown_names
 from limbeck.spec.parts import Rope, SharedExpert, Yarn
-from limbeck.spec.student import GolfStudent, LadderStudent, MoeStudent, Olmo3Student, UpcycledStudent
+from limbeck.spec.student import (
+    GolfStudent,
+    HuggingFaceStudent,
+    LadderStudent,
+    MoeStudent,
+    Olmo3Student,
+    Student,
+    UpcycledStudent,
+)
 
 SIZES = {"hidden_size": 64, "num_layers": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 96}
 
@@ -83,6 +95,33 @@ def test_a_changed_copy_is_laid_out_anew():
     assert len(spec.model_copy(update={"num_layers": 9}).layout.layers) == 9
 
 
+EVERY_FAMILY = {
+    "olmo3": Olmo3Student(**SIZES),
+    "ladder": LadderStudent(num_layers=2),
+    "moe": MoeStudent(**SIZES),
+    "golf": GolfStudent(),
+    "upcycled": UpcycledStudent(dense=LadderStudent(num_layers=2), granularity=2, weights="somewhere"),
+    "huggingface": HuggingFaceStudent(model="smollm2"),
+}
+
+
+@pytest.mark.parametrize("spec", EVERY_FAMILY.values(), ids=EVERY_FAMILY)
+def test_a_vocabulary_is_filled_in_where_its_key_says(spec):
+    """And nowhere else; the key is one that a recipe may have."""
+    filled = spec.with_vocab_size(77)
+    assert (spec.vocab_size, filled.vocab_size) == (None, 77)
+    expected = {"student": spec.model_dump()}
+    *path, last = spec.vocab_size_key.split(".")
+    functools.reduce(operator.getitem, path, expected)[last] = 77
+    assert expected == {"student": filled.model_dump()}
+    assert parse(type(spec), expected["student"], source="test") == filled
+
+
+def test_every_family_is_among_them():
+    members = typing.get_args(typing.get_args(Student)[0])
+    assert {type(spec) for spec in EVERY_FAMILY.values()} == set(members)
+
+
 MOE = ("student.kind=moe", *(f"student.{key}={value}" for key, value in SIZES.items()))
 GOLF = ("student.kind=golf",)
 LADDER = ("student.kind=ladder", "student.num_layers=2")
@@ -127,6 +166,15 @@ UPCYCLED = ("student.kind=upcycled", f"student.dense={OLMO3}")
         ),
         ((*GOLF, "student.bigram_buckets=1"), "student.bigram_buckets=1: Input should be greater than or equal to 2"),
         ((*GOLF, "student.head_dim=2"), "head_dim=2 leaves no rates for ntk_length to stretch"),
+        (
+            (*MOE, "student.head_dim=2", "student.positions={kind: rope, ntk_length: 8}"),
+            "head_dim=2 leaves no rates for positions.ntk_length to stretch",
+        ),
+        (
+            (*MOE, "student.positions={kind: rope, ntk_length: 8, yarn: {factor: 2}}"),
+            "student.positions: ntk_length=8 and yarn both stretch positions",
+        ),
+        ((*UPCYCLED, "student.method=sparse", "student.drop_share=0.25"), "drop_share=0.25 is for method=drop alone"),
         ((*GOLF, "student.softcap=0"), "student.softcap=0: Input should be greater than 0"),
     ],
 )
