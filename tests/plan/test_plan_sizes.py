@@ -99,6 +99,12 @@ def test_a_recipes_file(tmp_path):
     assert size_of(str(copied)).params == 75_528_960
 
 
+def test_an_upcycled_students_vocabulary_is_set_as_the_error_says():
+    with pytest.raises(SpecError, match=r"upcycled-tiny: student\.dense\.vocab_size is not set"):
+        size_of("upcycled-tiny")
+    assert size_of_recipe(load_recipe("upcycled-tiny", {"student.dense.vocab_size": 300})).vocab_size == 300
+
+
 def test_a_recipe_must_say_its_vocabulary():
     recipe = load_recipe("nano")
     without = recipe.model_copy(update={"student": recipe.student.model_copy(update={"vocab_size": None})})

@@ -1,14 +1,26 @@
 """Students as they are asked for: what families lay out, and the line that says what cannot be."""
 
 import dataclasses
+import functools
+import operator
+import typing
 
 import pytest
 
 from limbeck.errors import SpecError
+from limbeck.spec.base import parse
 from limbeck.spec.layout import ExpertsLayout
 from limbeck.spec.load import load_recipe, parse_overrides, read_yaml, shipped, shipped_files, shown_names
-from limbeck.spec.parts import Rope, Yarn
-from limbeck.spec.student import GolfStudent, LadderStudent, MoeStudent, Olmo3Student
+from limbeck.spec.parts import Rope, SharedExpert, Yarn
+from limbeck.spec.student import (
+    GolfStudent,
+    HuggingFaceStudent,
+    LadderStudent,
+    MoeStudent,
+    Olmo3Student,
+    Student,
+    UpcycledStudent,
+)
 
 SIZES = {"hidden_size": 64, "num_layers": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 96}
 
@@ -83,9 +95,38 @@ def test_a_changed_copy_is_laid_out_anew():
     assert len(spec.model_copy(update={"num_layers": 9}).layout.layers) == 9
 
 
+EVERY_FAMILY = {
+    "olmo3": Olmo3Student(**SIZES),
+    "ladder": LadderStudent(num_layers=2),
+    "moe": MoeStudent(**SIZES),
+    "golf": GolfStudent(),
+    "upcycled": UpcycledStudent(dense=LadderStudent(num_layers=2), granularity=2, weights="somewhere"),
+    "huggingface": HuggingFaceStudent(model="smollm2"),
+}
+
+
+@pytest.mark.parametrize("spec", EVERY_FAMILY.values(), ids=EVERY_FAMILY)
+def test_a_vocabulary_is_filled_in_where_its_key_says(spec):
+    """And nowhere else; the key is one that a recipe may have."""
+    filled = spec.with_vocab_size(77)
+    assert (spec.vocab_size, filled.vocab_size) == (None, 77)
+    expected = {"student": spec.model_dump()}
+    *path, last = spec.vocab_size_key.split(".")
+    functools.reduce(operator.getitem, path, expected)[last] = 77
+    assert expected == {"student": filled.model_dump()}
+    assert parse(type(spec), expected["student"], source="test") == filled
+
+
+def test_every_family_is_among_them():
+    members = typing.get_args(typing.get_args(Student)[0])
+    assert {type(spec) for spec in EVERY_FAMILY.values()} == set(members)
+
+
 MOE = ("student.kind=moe", *(f"student.{key}={value}" for key, value in SIZES.items()))
 GOLF = ("student.kind=golf",)
 LADDER = ("student.kind=ladder", "student.num_layers=2")
+OLMO3 = "{kind: olmo3, hidden_size: 64, num_layers: 2, num_heads: 4, num_kv_heads: 2, head_dim: 16, intermediate_size: 96}"
+UPCYCLED = ("student.kind=upcycled", f"student.dense={OLMO3}")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +147,13 @@ LADDER = ("student.kind=ladder", "student.num_layers=2")
         ((*MOE, "student.expert_groups=5"), "num_experts=64 is not a multiple of expert_groups=5"),
         ((*MOE, "student.groups_per_token=2"), "groups_per_token=2 is more than expert_groups=1"),
         ((*MOE, "student.expert_groups=16"), "experts_per_token=8 is more than the 4 experts of groups_per_token=1"),
+        ((*MOE, "student.expert_size=12"), "expert_size=12 is not a multiple of 8"),
+        ((*MOE, "student.hidden_size=50"), "hidden_size=50 is not a multiple of 8"),
+        (
+            (*UPCYCLED, "student.num_experts=16", "student.experts_per_token=8", "student.granularity=8"),
+            "dense.intermediate_size / granularity=12 is not a multiple of 8",
+        ),
+        ((*UPCYCLED, "student.dense.hidden_size=50"), "the dense hidden size=50 is not a multiple of 8"),
         ((*MOE, "student.shared_expert={size: 0}"), "student.shared_expert.size=0: Input should be greater than 0"),
         ((*MOE, "student.activation=gelu"), "student.activation='gelu': Input should be 'swiglu', 'relu2' or 'leaky_relu2'"),
         ((*MOE, "student.positions={kind: alibi}"), "student.positions.kind=alibi is not a kind"),
@@ -118,6 +166,15 @@ LADDER = ("student.kind=ladder", "student.num_layers=2")
         ),
         ((*GOLF, "student.bigram_buckets=1"), "student.bigram_buckets=1: Input should be greater than or equal to 2"),
         ((*GOLF, "student.head_dim=2"), "head_dim=2 leaves no rates for ntk_length to stretch"),
+        (
+            (*MOE, "student.head_dim=2", "student.positions={kind: rope, ntk_length: 8}"),
+            "head_dim=2 leaves no rates for positions.ntk_length to stretch",
+        ),
+        (
+            (*MOE, "student.positions={kind: rope, ntk_length: 8, yarn: {factor: 2}}"),
+            "student.positions: ntk_length=8 and yarn both stretch positions",
+        ),
+        ((*UPCYCLED, "student.method=sparse", "student.drop_share=0.25"), "drop_share=0.25 is for method=drop alone"),
         ((*GOLF, "student.softcap=0"), "student.softcap=0: Input should be greater than 0"),
     ],
 )
@@ -127,6 +184,14 @@ def test_a_student_that_cannot_be_is_refused_with_key_and_reason(overrides, expe
     assert expected in str(caught.value)
     assert str(caught.value).startswith("quickstart: student")
     assert "\n" not in str(caught.value)
+
+
+def test_only_experts_need_rows_of_whole_16_bytes():
+    """A shared expert and dense MLPs are products of their own, of any size."""
+    MoeStudent(**{**SIZES, "hidden_size": 50, "intermediate_size": 50}, dense_layers=8, expert_size=10)
+    MoeStudent(**{**SIZES, "intermediate_size": 50}, expert_size=8, shared_expert=SharedExpert(size=10))
+    dense = MoeStudent(**{**SIZES, "intermediate_size": 48}, dense_layers=8)
+    UpcycledStudent(dense=dense, num_experts=12, experts_per_token=6, granularity=6)
 
 
 # ---- members: recipes that share a file

@@ -6,7 +6,7 @@ import pytest
 import torch
 from plain_attention import attend_reference, flex_uncompiled
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from limbeck.spec.layout import AttentionLayout
 from limbeck.spec.parts import Rope
@@ -107,6 +107,36 @@ def test_no_mask_is_built_where_plain_attention_says_the_same():
         assert visible(length=9, past=0, window=8, sinks=sinks, **common) is not None
         assert visible(length=1, past=9, window=9, sinks=sinks, **common) is not None
         assert visible(length=2, past=7, window=None, sinks=sinks, **common) is not None
+
+
+LONG = 700
+CUTS = {
+    "one document": [LONG],
+    "at the ends of blocks": [128, 256, 128, 188],
+    "within blocks": [1, 126, 2, 300, 271],
+    "many": [10] * 70,
+}
+
+
+@pytest.mark.parametrize("length", [LONG, 640, 129, 128, 1])
+@pytest.mark.parametrize("window", [None, 1, 2, 127, 128, 129, 130, 383, 384, 500])
+def test_blocks_are_those_that_torch_finds_pair_by_pair(length, window):
+    """`create_block_mask` looks at all T x T pairs: the same blocks, told apart alike, in the same order."""
+    documents = [torch.arange(len(cuts)).repeat_interleave(torch.tensor(cuts)) for cuts in CUTS.values()]
+    segments_BT = (7 - torch.stack(documents))[:, :length]
+    reach = length if window is None else window
+
+    def sees(b, h, query, key):
+        return (key <= query) & (query - key < reach) & (segments_BT[b, query] == segments_BT[b, key])
+
+    common = {"length": length, "past": 0, "window": window, "sinks": False, "device": CPU, "backend": "flex"}
+    for given, rows in ((segments_BT, len(CUTS)), (None, 1)):
+        found = visible(segments_BT=given, **common)
+        exact = create_block_mask(sees, B=rows, H=None, Q_LEN=length, KV_LEN=length, device="cpu")
+        assert found.shape == exact.shape and found.seq_lengths == exact.seq_lengths
+        for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+            assert torch.equal(getattr(found, name), getattr(exact, name)), name
+            assert getattr(found, name).dtype == getattr(exact, name).dtype == torch.int32
 
 
 @pytest.mark.parametrize("new", [1, 2, 5])

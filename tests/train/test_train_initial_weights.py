@@ -216,6 +216,42 @@ def test_what_is_no_student_is_refused(values: dict[str, Any], tmp_path: Path, f
         recipe_of(values, **second(values, first_stage, student=upcycled))
 
 
+@pytest.mark.parametrize(
+    ("vocab_size", "upcycled", "error"),
+    [
+        (299, None, r"student\.vocab_size=299 is smaller than the tokenizer's 300 ids"),
+        (299, {}, r"student\.dense\.vocab_size=299 is smaller than the tokenizer's 300 ids"),
+        (None, {"weights": "absent"}, r"student\.weights=absent: .*holds no config\.json"),
+    ],
+    ids=["vocabulary", "dense vocabulary", "weights"],
+)
+def test_what_needs_no_teacher_is_found_before_one_is_loaded(
+    values: dict[str, Any],
+    vocab_size: int | None,
+    upcycled: dict[str, Any] | None,
+    error: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def loaded(*arguments: Any, **named: Any) -> None:
+        raise AssertionError("a teacher was loaded")
+
+    monkeypatch.setattr("limbeck.train.setup.load_teacher", loaded)
+    monkeypatch.setattr("limbeck.train.setup.teacher_reference", loaded)
+    dense = {**values["student"], "vocab_size": vocab_size}
+    student = dense if upcycled is None else {"kind": "upcycled", "dense": dense, **upcycled}
+    with pytest.raises(LimbeckError, match=error):
+        open_setup(recipe_of(values, student=student, signal={"kind": "dense"}))
+
+
+def test_the_vocabulary_of_an_upcycled_student_is_that_of_its_weights(values: dict[str, Any], tmp_path: Path) -> None:
+    """Where no teacher says one: not the tokenizer's 300."""
+    spec = parse(Olmo3Student, values["student"], source="test")
+    hf.save(build(spec, vocab_size=320, seed=0), spec=spec, folder=tmp_path / "dense", max_positions=32)
+    student = {"kind": "upcycled", "dense": values["student"], "weights": str(tmp_path / "dense")}
+    data = {**values["data"], "tokenizer": values["teacher"]["model"]}
+    assert open_setup(recipe_of(values, **CE, teacher=None, data=data, student=student)).recipe.student.vocab_size == 320
+
+
 def test_stretching_from_another_length_is_said_aloud(
     values: dict[str, Any], first_stage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

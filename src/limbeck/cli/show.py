@@ -52,7 +52,8 @@ def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_jso
     vocab_size = student_vocab_size(recipe.student) or (config or {}).get("vocab_size")
     if vocab_size is None:
         raise SpecError(
-            f"{recipe.name}: student.vocab_size is not set and the teacher's configuration is not on this machine: set it"
+            f"{recipe.name}: {recipe.student.vocab_size_key} is not set and the teacher's configuration is not on this "
+            "machine: set it"
         )
     cost = price(
         recipe,

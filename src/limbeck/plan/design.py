@@ -203,7 +203,7 @@ def _base(recipe: str, *, vocab_size: int | None) -> _Base:
         known = find(teacher.model if isinstance(teacher, HuggingFaceTeacher) else teacher.model_slug)
     size = vocab_size or loaded.student.vocab_size or (known or {}).get("vocab_size")
     if size is None:
-        raise SpecError(f"{recipe}: student.vocab_size is not set, so nothing can be priced: set it in the recipe")
+        raise SpecError(f"{recipe}: {loaded.student.vocab_size_key} is not set, so nothing can be priced: set it in the recipe")
     return _Base(values, loaded, int(size))
 
 

@@ -36,7 +36,8 @@ def size_of_recipe(recipe: Recipe) -> Size:
     """The size of a recipe's student; `SpecError` where its vocabulary is not said."""
     vocab_size = student_vocab_size(recipe.student)
     if vocab_size is None:
-        raise SpecError(f"{recipe.name}: student.vocab_size is not set, so its FLOPs are not known: set it in the recipe")
+        key = recipe.student.vocab_size_key
+        raise SpecError(f"{recipe.name}: {key} is not set, so its FLOPs are not known: set it in the recipe")
     context = recipe.data.sequence_length
     flops = student_flops_per_token(recipe.student, vocab_size=vocab_size, context=context)
     params = student_parameters(recipe.student, vocab_size=vocab_size).non_embedding

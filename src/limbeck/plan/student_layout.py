@@ -80,8 +80,7 @@ def _positions(positions: Positions, attention: AttentionLayout, layout: Layout)
 def _experts_of_a_token(experts: ExpertsLayout, layout: Layout) -> int:
     """The router, the chosen ones and the shared one."""
     router = experts.num_experts * layout.hidden_size
-    shared = experts.shared
-    of_all = 0 if shared is None else _mlp(MlpLayout(experts.expert.activation, shared.size), layout)
+    of_all = 0 if experts.shared_mlp is None else _mlp(experts.shared_mlp, layout)
     return router + experts.per_token * _mlp(experts.expert, layout) + of_all
 
 

@@ -167,7 +167,8 @@ def _vocab_size(arm: str, recipes: Mapping[str, Recipe], taught_by: Mapping[str,
     if size is None and arm in taught_by:
         return _vocab_size(taught_by[arm], recipes, taught_by, configs)
     if size is None:
-        raise SpecError(f"{arm}: student.vocab_size is not set and not known from a teacher's configuration here: set it")
+        key = recipes[arm].student.vocab_size_key
+        raise SpecError(f"{arm}: {key} is not set and not known from a teacher's configuration here: set it")
     return int(size)
 
 

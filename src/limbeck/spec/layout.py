@@ -7,7 +7,7 @@ families. Sizes: D hidden, H query heads, K key/value heads, h channels of a hea
 from dataclasses import dataclass
 from typing import Literal
 
-from limbeck.spec.parts import Activation, Positions, QkNorm, SharedExpert
+from limbeck.spec.parts import Activation, Positions, QkNorm, Rope, SharedExpert
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class ExpertsLayout:
     balance_weight: float = 0.0
     """Of the sequence-wise balance loss."""
     shared: SharedExpert | None = None
+
+    @property
+    def shared_mlp(self) -> MlpLayout | None:
+        """The shared expert, which is of the routed ones' kind."""
+        return None if self.shared is None else MlpLayout(self.expert.activation, self.shared.size)
 
 
 @dataclass(frozen=True)
@@ -118,3 +123,9 @@ class Layout:
     """Only routers learn over this first part of the budget."""
     value_embedding: int | None = None
     """The width of the table that layers with `value_embedding` share."""
+
+    @property
+    def exact_length(self) -> int | None:
+        """Tokens beyond which all rates change with each one more (the shortest `ntk_length`); None: never."""
+        ropes = [layer.attention.positions for layer in self.layers if isinstance(layer.attention.positions, Rope)]
+        return min((rope.ntk_length for rope in ropes if rope.ntk_length is not None), default=None)

@@ -53,6 +53,12 @@ class Rope(Spec):
     T is all that is read at once: a packed row's documents and a batch's padding count. So beyond this length a student is not
     causal, what it says of a position depends on how much follows, and to generate it reads everything anew for each token."""
 
+    @model_validator(mode="after")
+    def _stretched_once(self) -> Self:
+        if self.ntk_length is not None and self.yarn is not None:
+            raise ValueError(f"ntk_length={self.ntk_length} and yarn both stretch positions: keep one")
+        return self
+
 
 class GrapeM(Spec):
     """Multiplicative group positions (GRAPE-M, arXiv 2512.07805): rotations whose rates, or planes, are learned.

@@ -5,11 +5,12 @@ decoder, its parameters, its FLOPs and its export are made from. Sources of the 
 `HuggingFaceStudent`, a model that exists: its own configuration says what it is.
 
 `vocab_size` None means, in every family: the teacher's (or, without a teacher, the tokenizer's), filled in when the recipe is
-resolved. Of a model that exists it is the model's.
+resolved. Of a model that exists it is the model's; an upcycled student has its dense student's (`dense.vocab_size`).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -29,6 +30,9 @@ from limbeck.spec.parts import Activation, Positions, QkNorm, Rope, SharedExpert
 
 class _Family(Spec):
     """What every family has."""
+
+    vocab_size_key: ClassVar[str] = "student.vocab_size"
+    """Where a recipe says it."""
 
     def with_vocab_size(self, size: int) -> Self:
         """The same student with that vocabulary."""
@@ -201,6 +205,8 @@ class MoeStudent(_Sizes):
             raise ValueError(f"exclusive_layers={self.exclusive_layers} is more than num_layers={self.num_layers}")
         if self.experts_per_token > self.num_experts:
             raise ValueError(f"experts_per_token={self.experts_per_token} is more than num_experts={self.num_experts}")
+        if isinstance(self.positions, Rope):
+            _check_stretches(self.positions.ntk_length, head_dim=self.head_dim, key="positions.ntk_length")
         if self.num_experts % self.expert_groups:
             raise ValueError(f"num_experts={self.num_experts} is not a multiple of expert_groups={self.expert_groups}")
         if self.groups_per_token > self.expert_groups:
@@ -211,6 +217,8 @@ class MoeStudent(_Sizes):
                 f"experts_per_token={self.experts_per_token} is more than the {reachable} experts of "
                 f"groups_per_token={self.groups_per_token}"
             )
+        if self.dense_layers < self.num_layers:
+            _check_grouped({"hidden_size": self.hidden_size, "expert_size": self.expert_size})
         return self
 
     @property
@@ -285,8 +293,7 @@ class GolfStudent(_Sizes):
 
     @model_validator(mode="after")
     def _layers_exist(self) -> Self:
-        if self.ntk_length is not None and self.head_dim == 2:
-            raise ValueError("head_dim=2 leaves no rates for ntk_length to stretch: use a larger head_dim or ntk_length=null")
+        _check_stretches(self.ntk_length, head_dim=self.head_dim, key="ntk_length")
         if self.exclusive_layers > self.num_layers:
             raise ValueError(f"exclusive_layers={self.exclusive_layers} is more than num_layers={self.num_layers}")
         if bool(self.value_embedding_layers) != (self.value_embedding_size is not None):
@@ -328,6 +335,9 @@ class GolfStudent(_Sizes):
         )
 
 
+_DROP_SHARE = 0.5
+
+
 class UpcycledStudent(_Family):
     """A mixture of experts that begins as a dense student whose MLPs were cut or copied into experts.
 
@@ -337,6 +347,7 @@ class UpcycledStudent(_Family):
     (2502.19261).
     """
 
+    vocab_size_key: ClassVar[str] = "student.dense.vocab_size"
     kind: Literal["upcycled"] = "upcycled"
     dense: Annotated[Olmo3Student | LadderStudent | MoeStudent, Field(discriminator="kind")]
     weights: str | None = None
@@ -353,7 +364,7 @@ class UpcycledStudent(_Family):
     """Layers before this one keep their MLP."""
     noise: float = Field(0.0, ge=0, lt=1)
     """Deviation of what is added to the experts, over that of their own weights: copies with equal gates stay equal without."""
-    drop_share: float = Field(0.5, ge=0, le=1)
+    drop_share: float = Field(_DROP_SHARE, ge=0, le=1)
     """The part of every copy's channels that 'drop' begins anew, with the mean and deviation of the old ones."""
     router_warmup: float = Field(0.0, ge=0, lt=1)
     """Only routers learn over this first part of the budget."""
@@ -363,6 +374,8 @@ class UpcycledStudent(_Family):
         size = self.dense.intermediate_size
         if self.granularity > 1 and self.method != "virtual_groups":
             raise ValueError(f"granularity={self.granularity} is for method=virtual_groups alone: set granularity=1")
+        if self.drop_share != _DROP_SHARE and self.method != "drop":
+            raise ValueError(f"drop_share={self.drop_share:g} is for method=drop alone: remove it")
         if size % self.granularity:
             raise ValueError(f"granularity={self.granularity} does not divide dense.intermediate_size={size}")
         if self.num_experts % self.granularity:
@@ -375,6 +388,10 @@ class UpcycledStudent(_Family):
             raise ValueError(f"first_layer={self.first_layer} leaves none of dense.num_layers={self.dense.num_layers}")
         if any(isinstance(layer.mlp, ExpertsLayout) for layer in self.dense.layout.layers):
             raise ValueError("dense has experts already: set dense.dense_layers to dense.num_layers")
+        channels = size // self.granularity
+        _check_grouped(
+            {"the dense hidden size": self.dense.layout.hidden_size, "dense.intermediate_size / granularity": channels}
+        )
         return self
 
     @property
@@ -433,6 +450,23 @@ class HuggingFaceStudent(_Family):
 
 def _layer_types(num_layers: int, *, full_every: int) -> tuple[str, ...]:
     return tuple("full_attention" if (layer + 1) % full_every == 0 else "sliding_attention" for layer in range(num_layers))
+
+
+def _check_stretches(ntk_length: int | None, *, head_dim: int, key: str) -> None:
+    """Rates stretch by an exponent of h / (h - 2)."""
+    if ntk_length is not None and head_dim == 2:
+        raise ValueError(f"head_dim=2 leaves no rates for {key} to stretch: use a larger head_dim or {key}=null")
+
+
+_GROUPED_MULTIPLE = 8
+"""Grouped products want rows of whole 16 bytes: so many numbers of bfloat16."""
+
+
+def _check_grouped(sizes: Mapping[str, int]) -> None:
+    """Of experts' matrices, by what a recipe calls them."""
+    for name, size in sizes.items():
+        if size % _GROUPED_MULTIPLE:
+            raise ValueError(f"{name}={size} is not a multiple of {_GROUPED_MULTIPLE}, as experts' grouped products need")
 
 
 LaidOutStudent = Olmo3Student | LadderStudent | MoeStudent | GolfStudent | UpcycledStudent

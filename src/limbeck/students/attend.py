@@ -19,13 +19,14 @@ Shapes: B rows, T positions, S keys (T, and those of a cache before them), H que
 h channels of a head.
 """
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 Backend = Literal["auto", "sdpa", "flex"]
 """What sums. `auto`: flex on CUDA where SDPA would need a mask, SDPA elsewhere."""
@@ -74,17 +75,50 @@ def _blocks(length: int, window: int | None, device: torch.device) -> BlockMask:
     def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query - key < reach)
 
-    return create_block_mask(sees, B=None, H=None, Q_LEN=length, KV_LEN=length, device=device)
+    return _block_mask(sees, torch.zeros(1, length, dtype=torch.int64, device=device), reach=reach)
 
 
 def _document_blocks(segments_BT: Tensor, window: int | None) -> BlockMask:
-    rows, length = segments_BT.shape
-    reach = length if window is None else window
+    reach = segments_BT.shape[1] if window is None else window
 
     def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query - key < reach) & (segments_BT[b, query] == segments_BT[b, key])
 
-    return create_block_mask(sees, B=rows, H=None, Q_LEN=length, KV_LEN=length, device=segments_BT.device)
+    return _block_mask(sees, segments_BT, reach=reach)
+
+
+_BLOCK = 128
+"""Queries, and keys, of a block: what flex has by default."""
+
+
+def _block_mask(sees: Callable[..., Tensor], segments_BT: Tensor, *, reach: int) -> BlockMask:
+    """Which blocks are empty, partly or wholly seen, told from their ends: `create_block_mask`, its plain twin, holds T x T.
+
+    Documents are stretches of a row. So of an earlier block of keys its last one is seen by the first query if any is by any,
+    and all are by all if its first one is by the last query.
+    """
+    length, device = segments_BT.shape[1], segments_BT.device
+    first_N = torch.arange(0, length, _BLOCK, device=device)
+    last_N = (first_N + _BLOCK - 1).clamp(max=length - 1)
+
+    def seen(query_N: Tensor, key_N: Tensor) -> Tensor:
+        near_NN = query_N[:, None] - key_N < reach
+        return near_NN & (segments_BT[:, query_N][:, :, None] == segments_BT[:, key_N][:, None, :])
+
+    number_N = torch.arange(len(first_N), device=device)
+    earlier_NN = number_N[:, None] > number_N
+    whole_NN = earlier_NN & (last_N - first_N == _BLOCK - 1)[:, None]
+    all_BNN = whole_NN & seen(last_N, first_N)
+    some_BNN = (earlier_NN & seen(first_N, last_N) | (number_N[:, None] == number_N)) & ~all_BNN
+    return BlockMask.from_kv_blocks(
+        *_in_order(some_BNN), *_in_order(all_BNN), BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(length, length)
+    )
+
+
+def _in_order(chosen_BNN: Tensor) -> tuple[Tensor, Tensor]:
+    """For each block of queries how many blocks of keys are chosen, and which: those first; int32."""
+    index_BNN = chosen_BNN.int().argsort(dim=2, descending=True, stable=True)
+    return chosen_BNN.sum(2, dtype=torch.int32)[:, None], index_BNN.int()[:, None]
 
 
 def attend(q_BHTh: Tensor, k_BKSh: Tensor, v_BKSh: Tensor, *, sees: Visible, sink_H: Tensor | None = None) -> Tensor:
@@ -112,7 +146,8 @@ def _with_sinks(q_BHTh: Tensor, k_BKSh: Tensor, v_BKSh: Tensor, *, sees_B1TS: Te
     # One more query in front too, where queries and keys count alike: query i + 1 then sees keys 0 (the sink) to i + 1.
     q = F.pad(torch.cat([q_BHTh, sink_BHT1], -1), (0, _SINK_CHANNELS - 1, int(causal), 0))
     k, v = (F.pad(x, (0, _SINK_CHANNELS)) for x in (k_BKSh, v_BKSh))
-    is_sink = F.one_hot(torch.tensor(channels, device=k.device), k.shape[3]).to(k.dtype)
+    is_sink = k.new_zeros(k.shape[3])
+    is_sink[channels] = 1
     k = torch.cat([is_sink.expand(*k.shape[:2], 1, -1), k], 2)
     y = F.scaled_dot_product_attention(
         q,

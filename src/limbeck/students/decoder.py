@@ -131,18 +131,16 @@ class Body(nn.Module):
         self.smear = Smear(size) if layout.smear else None
         self.value_embedding = _value_embedding(layout, vocab_size=vocab_size)
         self.layers = nn.ModuleList(Block(layer, layout) for layer in layout.layers)
-        ropes = [layer.attention.positions for layer in layout.layers if isinstance(layer.attention.positions, Rope)]
-        self.exact_length = min((rope.ntk_length for rope in ropes if rope.ntk_length is not None), default=None)
-        """Tokens beyond which all rates change with each one more, so that a cache's keys are of no use; None: never."""
         num_skips = len(layout.layers) // 2 if layout.skips else 0
         self.skip_SD = nn.Parameter(torch.empty(num_skips, size)) if num_skips else None
         self.norm = RMSNorm(size, eps=layout.norm_eps, weighted=layout.norm_weights)
 
     def forward(self, token_BT: Tensor, position_BT: Tensor | None, segments_BT: Tensor | None, cache: Cache | None) -> Reading:
         past = 0 if cache is None else cache.length
-        if past and self.exact_length is not None and past + token_BT.shape[1] > self.exact_length:
+        exact = self.layout.exact_length
+        if past and exact is not None and past + token_BT.shape[1] > exact:
             raise LimbeckError(
-                f"a cache ends at ntk_length={self.exact_length} tokens, where positions begin to change with the length: read "
+                f"a cache ends at ntk_length={exact} tokens, where positions begin to change with the length: read "
                 f"all {past + token_BT.shape[1]} anew without one, as generate does with the saved student"
             )
         if position_BT is None:
@@ -200,7 +198,10 @@ class Body(nn.Module):
         given = []
         for layer in self.layout.layers:
             spec, channels = layer.attention.positions, layer.attention.head_dim
-            window, sinks = sight = layer.attention.window, layer.attention.sinks
+            window, sinks = layer.attention.window, layer.attention.sinks
+            if window is not None and window >= past + length:
+                window = None
+            sight = (window, sinks)
             if sight not in seen:
                 seen[sight] = visible(
                     length=length,
@@ -253,6 +254,8 @@ def _role(name: str, parameter: Tensor) -> Role:
         return "router"
     if parameter.ndim == 3:
         return "experts"
+    if ".positions." in name:
+        return "vector"
     return "matrix" if name.endswith(("_proj.weight", ".proj.weight")) else "vector"
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from limbeck.spec.layout import BigramLayout
 
 _FACTORS = (36_313, 27_191)
-_BIGRAM_SCALE, _VALUE_SCALE = 0.05, 0.1
 
 
 def first_of_document(segments_BT: Tensor | None, *, shape: torch.Size, device: torch.device) -> Tensor:
@@ -35,11 +34,6 @@ class BigramHash(nn.Module):
         self.table = nn.Embedding(layout.buckets, layout.size)
         self.proj = nn.Linear(layout.size, hidden_size, bias=False)
         self.scale = nn.Parameter(torch.empty(1))
-
-    @property
-    def initial_scale(self) -> float:
-        """Small, beside the embeddings."""
-        return _BIGRAM_SCALE
 
     def forward(self, token_BT: Tensor, before_BT: Tensor, first_BT: Tensor) -> Tensor:
         last = self.table.num_embeddings - 1
@@ -67,11 +61,6 @@ class ValueEmbedding(nn.Module):
         self.table = nn.Embedding(vocab_size, size)
         self.proj = nn.Linear(size, width, bias=False)
         self.scale = nn.Parameter(torch.empty(1))
-
-    @property
-    def initial_scale(self) -> float:
-        """Small, beside the values."""
-        return _VALUE_SCALE
 
     def forward(self, token_BT: Tensor) -> Tensor:
         return self.scale * self.proj(self.table(token_BT))

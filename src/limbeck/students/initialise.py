@@ -25,6 +25,10 @@ _LEAST_ORTHOGONAL = 64
 _FIRST_STEP = 1.0
 """How far a token moves contextual positions on before anything is learned."""
 _VALUE_TABLE_STD = 0.01
+_BIGRAM_SCALE = 0.05
+"""Small, beside the embeddings."""
+_VALUE_SCALE = 0.1
+"""Small, beside the values."""
 
 
 @torch.no_grad()
@@ -66,9 +70,9 @@ def _of_module(module: nn.Module, student: Decoder, *, generator: torch.Generato
         case Experts():
             module.shared_share.fill_(1.0)
         case BigramHash():
-            module.scale.fill_(module.initial_scale)
+            module.scale.fill_(_BIGRAM_SCALE)
         case ValueEmbedding():
-            module.scale.fill_(module.initial_scale)
+            module.scale.fill_(_VALUE_SCALE)
         case Smear():
             module.gate_D.zero_()
         case GrapeRates():

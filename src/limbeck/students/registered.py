@@ -180,7 +180,8 @@ class LimbeckModel(LimbeckPreTrainedModel):
         if cache is None:
             return BaseModelOutputWithPast(self.body(input_ids, position_ids, segments_BT, None).hidden_BTD)
         tokens_BS = cache.read(input_ids)
-        if self.body.exact_length is not None and tokens_BS.shape[1] > self.body.exact_length:
+        exact = self.body.layout.exact_length
+        if exact is not None and tokens_BS.shape[1] > exact:
             hidden_BTD = self.body(tokens_BS, None, None, None).hidden_BTD[:, -input_ids.shape[1] :]
         else:
             hidden_BTD = self.body(input_ids, position_ids, None, cache.cache).hidden_BTD

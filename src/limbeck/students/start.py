@@ -34,8 +34,15 @@ class Start:
     """Where it has YaRN already, from which length."""
 
 
-def find_start(weights: str) -> Start:
-    """The student in a run or a folder; `LimbeckError` where there is none, or the run is unfinished."""
+def find_start(weights: str, *, key: str) -> Start:
+    """The student in a run or a folder; `LimbeckError`, with the `key` at fault, where there is none, or it is unfinished."""
+    try:
+        return _read_start(weights)
+    except LimbeckError as error:
+        raise type(error)(f"{key}={weights}: {error}") from error
+
+
+def _read_start(weights: str) -> Start:
     run = Path(weights)
     folder = run / "student" if (run / "student").is_dir() else run
     if folder == run and (run / "recipe.yaml").is_file():
@@ -53,7 +60,7 @@ def yarns(layout: Layout) -> list[Yarn]:
 
 def begin_with(weights: str, spec: LaidOutStudent, *, vocab_size: int, key: str) -> Decoder:
     """The student of `spec` with the weights of a run or folder; `SpecError` names what differs, and the `key` at fault."""
-    old, _, its_vocabulary = hf.load(find_start(weights).folder)
+    old, _, its_vocabulary = hf.load(find_start(weights, key=key).folder)
     found = [("vocab_size", its_vocabulary, vocab_size)] if its_vocabulary != vocab_size else []
     for where, there, here in [*found, *_differences(old.layout, spec.layout, "")]:
         raise SpecError(

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from limbeck.plan.accounting import student_parameters
-from limbeck.spec.parts import Rope
 from limbeck.spec.student import HuggingFaceStudent, Student
 from limbeck.students import hf
 from limbeck.students.build import build
@@ -80,8 +79,7 @@ class _Case:
     def length(self) -> int:
         if isinstance(self.spec, HuggingFaceStudent):
             return LENGTH
-        ropes = [each.attention.positions for each in self.spec.layout.layers if isinstance(each.attention.positions, Rope)]
-        return min([LENGTH, *(rope.ntk_length for rope in ropes if rope.ntk_length is not None)])
+        return min(LENGTH, self.spec.layout.exact_length or LENGTH)
 
     def moved(self) -> StudentModel:
         """With every parameter and buffer moved, in float32."""

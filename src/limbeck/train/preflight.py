@@ -70,12 +70,13 @@ def preflight(setup: Setup) -> Preflight:
     batch = loader.batch([loader.stream.sequence(loader.rank)])
     vocab_size = setup.recipe.student.vocab_size
     assert vocab_size is not None
-    _check_tokens(batch, vocab_size=vocab_size)
+    key = setup.recipe.student.vocab_size_key
+    _check_tokens(batch, vocab_size=vocab_size, key=key)
     rows = None if batch.rows is None else to_device(batch.rows, device)
     targets_T = batch.targets_BT.flatten().to(device)
     mass, mass_of_store = None, None
     if rows is not None:
-        _check_row_ids(rows, vocab_size=vocab_size)
+        _check_row_ids(rows, vocab_size=vocab_size, key=key)
         mass_of_store = loader.source.signals.mass_on_text if isinstance(loader.source, StoreRows) else None
         mass = _check_alignment(rows, targets_T, mass_of_store=mass_of_store)
     at_N = torch.linspace(0, len(targets_T) - 1, min(POSITIONS, len(targets_T)), device=device).long()
@@ -85,12 +86,12 @@ def preflight(setup: Setup) -> Preflight:
     return Preflight(ce, gradients, mass, mass_of_store, time.perf_counter() - started)
 
 
-def _check_tokens(batch: Batch, *, vocab_size: int) -> None:
+def _check_tokens(batch: Batch, *, vocab_size: int, key: str) -> None:
     """The student's ids are in its vocabulary, and its targets are the tokens that follow."""
     largest = max(int(batch.tokens_BT.max()), int(batch.targets_BT.max()))
     if largest >= vocab_size or min(int(batch.tokens_BT.min()), int(batch.targets_BT.min())) < 0:
         raise PreflightError(
-            f"the texts hold token {largest}, but student.vocab_size is {vocab_size}: use the tokenizer that the student is for"
+            f"the texts hold token {largest}, but {key} is {vocab_size}: use the tokenizer that the student is for"
         )
     follows_BT = batch.tokens_BT[:, 1:] == batch.targets_BT[:, :-1]
     if not bool((follows_BT | _starts_a_piece(batch)[:, 1:]).all()):
@@ -109,7 +110,7 @@ def _starts_a_piece(batch: Batch) -> Tensor:
     return starts_BT
 
 
-def _check_row_ids(rows: SignalRows, *, vocab_size: int) -> None:
+def _check_row_ids(rows: SignalRows, *, vocab_size: int, key: str) -> None:
     if isinstance(rows, DenseRows):
         if len(rows.head_VE) != vocab_size:
             raise PreflightError(
@@ -119,7 +120,7 @@ def _check_row_ids(rows: SignalRows, *, vocab_size: int) -> None:
     ids_TK = sparse_target(rows).ids_TK
     if int(ids_TK.max()) >= vocab_size or int(ids_TK.min()) < 0:
         raise PreflightError(
-            f"the teacher's rows name token {int(ids_TK.max())}, but student.vocab_size is {vocab_size}: they are of another "
+            f"the teacher's rows name token {int(ids_TK.max())}, but {key} is {vocab_size}: they are of another "
             "tokenizer; write the store with this one"
         )
 

@@ -27,7 +27,7 @@ from limbeck.spec.objective import needs_hidden_states, needs_teacher
 from limbeck.spec.parallel import Sharded
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.student import HuggingFaceStudent, UpcycledStudent
 from limbeck.spec.teacher import Context
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
@@ -159,15 +159,17 @@ def open_setup(recipe: Recipe) -> Setup:
     load_functions(recipe.objective)
     device = pick_device(recipe.device)
     processes = start_processes(device)
-    start = find_start(recipe.initial_weights) if recipe.initial_weights is not None else None
+    start, dense = _starts(recipe)
     signals = SignalStore.open(recipe.store_path) if recipe.uses_store else None
     texts = _first_process_first(recipe, processes)
+    _check_holds(recipe, texts, size=recipe.student.vocab_size)
     if signals is not None:
         _check_store(signals, recipe, texts)
     teacher = load_teacher(recipe.teacher, device=device) if _is_live(recipe) and recipe.teacher is not None else None
     reference = _reference(recipe, texts, teacher, device=device, processes=processes)
     width = _teacher_width(recipe, texts, signals=signals, teacher=teacher, reference=reference)
-    recipe = with_vocabulary(recipe, texts, teacher_width=int(from_first(width, processes, device)) or None, start=start)
+    width = int(from_first(width, processes, device))
+    recipe = with_vocabulary(recipe, texts, teacher_width=width or None, start=start or dense)
     assert recipe.student.vocab_size is not None
     stream = TokenStream(texts.train.lengths, sequence_length=recipe.data.sequence_length, seed=recipe.seed)
     sequences = recipe.batch.sequences
@@ -207,6 +209,13 @@ def open_setup(recipe: Recipe) -> Setup:
     )
 
 
+def _starts(recipe: Recipe) -> tuple[Start | None, Start | None]:
+    """What the student begins with, and what a dense one begins with that it is upcycled from."""
+    weights = recipe.student.weights if isinstance(recipe.student, UpcycledStudent) else None
+    start = None if recipe.initial_weights is None else find_start(recipe.initial_weights, key="initial_weights")
+    return start, None if weights is None else find_start(weights, key="student.weights")
+
+
 def _student(recipe: Recipe, start: Start | None) -> StudentModel:
     """As it begins. Aloud where positions are stretched from another length than the one that the start was trained on."""
     assert recipe.student.vocab_size is not None, "resolved"
@@ -231,8 +240,8 @@ def _start_record(recipe: Recipe, start: Start | None) -> StartRecord | None:
 
 
 def with_vocabulary(recipe: Recipe, texts: Texts, *, teacher_width: int | None, start: Start | None = None) -> Recipe:
-    """The recipe with `student.vocab_size` filled in and checked: the teacher's logits, without one what the student begins
-    with, or else the tokenizer's size.
+    """The recipe with the student's `vocab_size` filled in and checked: the teacher's logits, without one what the student
+    begins with, or else the tokenizer's size.
 
     A control takes the teacher's too, so that it is the same student; it must be the same where its KL is measured. Of a
     pretrained student it is the model's.
@@ -241,13 +250,16 @@ def with_vocabulary(recipe: Recipe, texts: Texts, *, teacher_width: int | None, 
     if isinstance(recipe.student, HuggingFaceStudent):
         asked = _own_vocabulary(recipe.student, teacher_width=teacher_width)
     if asked is not None and teacher_width is not None and asked != teacher_width:
-        raise SpecError(
-            f"student.vocab_size={asked}, but the teacher's vocabulary is {teacher_width}: remove student.vocab_size"
-        )
+        raise SpecError(f"{recipe.student.vocab_size_key}={asked}, but the teacher's vocabulary is {teacher_width}: remove it")
     size = asked or teacher_width or (start.vocab_size if start is not None else texts.tokenizer.size)
-    if size < texts.tokenizer.size:
-        raise SpecError(f"student.vocab_size={size} is smaller than the tokenizer's {texts.tokenizer.size} ids")
+    _check_holds(recipe, texts, size=size)
     return recipe.model_copy(update={"student": recipe.student.with_vocab_size(size)})
+
+
+def _check_holds(recipe: Recipe, texts: Texts, *, size: int | None) -> None:
+    """Refuse a vocabulary, where one is asked for, that has not all of the tokenizer's ids."""
+    if size is not None and size < texts.tokenizer.size:
+        raise SpecError(f"{recipe.student.vocab_size_key}={size} is smaller than the tokenizer's {texts.tokenizer.size} ids")
 
 
 def _own_vocabulary(student: HuggingFaceStudent, *, teacher_width: int | None) -> int:
