@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from limbeck.spec.layout import AttentionLayout, InitLayout, LayerLayout, Layout, MlpLayout
 from limbeck.spec.parts import GrapeM, Rope, SharedExpert, Yarn
 from limbeck.spec.student import GolfStudent, LadderStudent, MoeStudent, Olmo3Student
+from limbeck.students.attend import visible
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 from limbeck.students.initialise import initialise
@@ -291,3 +292,19 @@ def test_the_head_of_a_tied_student_is_its_embedding():
     assert tied.head_VD is tied.model.embed_tokens.weight and tied.lm_head is None
     assert untied.head_VD is untied.lm_head.weight
     assert math.prod(untied.head_VD.shape) == VOCAB * 32
+
+
+@pytest.mark.parametrize(("length", "masks"), [(5, 1), (6, 2)])
+def test_a_window_as_long_as_the_row_is_no_second_mask(length, masks, monkeypatch):
+    """Sliding layers, of 5 keys, then see what the full one sees: T x T numbers once."""
+    asked = []
+
+    def counted(**given):
+        asked.append(given["window"])
+        return visible(**given)
+
+    monkeypatch.setattr("limbeck.students.decoder.visible", counted)
+    student = build(Olmo3Student(**SIZES, sliding_window=5), vocab_size=VOCAB, seed=0)
+    segments_BT = torch.tensor([[0, 0, 1, 1, 1, 1]])[:, :length]
+    student(torch.arange(length)[None], segments_BT=segments_BT)
+    assert len(asked) == len(set(asked)) == masks

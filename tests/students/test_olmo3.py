@@ -255,3 +255,31 @@ def test_tied_students_have_one_matrix():
     assert tied.head_VD is tied.model.embed_tokens.weight
     assert untied.head_VD is not untied.model.embed_tokens.weight
     assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in tied.parameters()) == VOCAB * 48
+
+
+@torch.no_grad()
+def test_groups_of_heads_have_no_order() -> None:
+    """Key/value heads permuted with the query heads that they serve, and the norms' weights with both: the same function.
+
+    Queries permuted without their keys are another one.
+    """
+    spec = small_spec(num_heads=6, num_kv_heads=3)
+    student = random_student(spec).double()
+    tokens_BT = torch.randint(VOCAB, (2, 13), generator=torch.Generator().manual_seed(4))
+    before = logits(student, tokens_BT)
+    order = torch.tensor([2, 0, 1])
+
+    def permuted(x: Tensor, *, dim: int = 0) -> Tensor:
+        return x.unflatten(dim, (3, -1)).index_select(dim, order).flatten(dim, dim + 1)
+
+    for layer in student.blocks():
+        attention = layer.self_attn
+        for part in (attention.q_proj, attention.q_norm):
+            part.weight.copy_(permuted(part.weight))
+        attention.o_proj.weight.copy_(permuted(attention.o_proj.weight, dim=1))
+    assert float((logits(student, tokens_BT) - before).abs().max()) > 1e-2
+    for layer in student.blocks():
+        attention = layer.self_attn
+        for part in (attention.k_proj, attention.k_norm, attention.v_proj):
+            part.weight.copy_(permuted(part.weight))
+    torch.testing.assert_close(logits(student, tokens_BT), before, rtol=0, atol=1e-10)

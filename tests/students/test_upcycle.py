@@ -76,16 +76,34 @@ def test_shards_are_cut_along_the_channels() -> None:
 
 
 @torch.no_grad()
-def test_noise_and_dropping_tell_copies_apart() -> None:
-    dense = build(dense_spec(), vocab_size=VOCAB, seed=1)
-    (plain, _), (noisy, _) = (upcycle(dense, spec(noise=noise), seed=1).experts() for noise in (0.0, 0.05))
-    moved = noisy.experts.up_EDF - plain.experts.up_EDF
-    assert float(moved.std() / plain.experts.up_EDF.std()) == pytest.approx(0.05, rel=0.05)
-    (dropped, _) = upcycle(dense, spec(method="drop", drop_share=0.25), seed=1).experts()
-    kept_EF = (dropped.experts.up_EDF == plain.experts.up_EDF).all(1)
-    assert (kept_EF.sum(1) == 48).all() and len(kept_EF.unique(dim=0)) > 8
-    assert torch.equal(kept_EF, (dropped.experts.down_EFD == plain.experts.down_EFD).all(2))
-    assert float(dropped.experts.up_EDF.std()) == pytest.approx(float(plain.experts.up_EDF.std()), rel=0.03)
+def test_noise_is_in_every_matrix() -> None:
+    dense = build(dense_spec("swiglu"), vocab_size=VOCAB, seed=1)
+    (plain, _), (noisy, _) = (upcycle(dense, spec("swiglu", noise=noise), seed=1).experts() for noise in (0.0, 0.05))
+    for (name, before), after in zip(plain.experts.named_parameters(), noisy.experts.parameters(), strict=True):
+        moved = after - before
+        assert float(moved.std() / before.std()) == pytest.approx(0.05, rel=0.05), name
+        assert len(moved.unique(dim=0)) == 16, name
+
+
+@torch.no_grad()
+def test_dropped_channels_begin_with_the_mean_and_deviation_of_the_old_ones() -> None:
+    """The same channels of all three matrices, other ones in every expert. Old means are far from zero."""
+    dense = build(dense_spec("swiglu"), vocab_size=VOCAB, seed=1)
+    mlp = dense.model.layers[0].mlp
+    for shift, projection in enumerate((mlp.gate_proj, mlp.up_proj, mlp.down_proj), start=1):
+        projection.weight += shift
+    (plain, _), (dropped, _) = (
+        upcycle(dense, spec("swiglu", method="drop", drop_share=share), seed=1).experts() for share in (0.0, 0.25)
+    )
+    kept = []
+    for (name, before), after in zip(plain.experts.named_parameters(), dropped.experts.parameters(), strict=True):
+        old_EFD, new_EFD = (each if name == "down_EFD" else each.transpose(1, 2) for each in (before, after))
+        kept.append((old_EFD == new_EFD).all(2))
+        anew_ND = new_EFD[~kept[-1]]
+        assert float(anew_ND.mean()) == pytest.approx(float(before.mean()), rel=0.02), name
+        assert float(anew_ND.std()) == pytest.approx(float(before.std()), rel=0.05), name
+    assert torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2])
+    assert (kept[0].sum(1) == 48).all() and len(kept[0].unique(dim=0)) > 8
 
 
 def test_only_routers_learn_at_first() -> None:
@@ -106,6 +124,8 @@ def test_it_begins_with_a_trained_students_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(hidden(student), hidden(trained), rtol=0, atol=1e-5)
     other = {**dense_spec().model_dump(), "rope_theta": None, "num_layers": 3, "dense_layers": 3}
     del other["rope_theta"]
+    with pytest.raises(SpecError, match=r"student\.weights=.* vocab_size is 50 there and 51 in the recipe"):
+        build(spec(weights=str(tmp_path / "run")), vocab_size=VOCAB + 1, seed=1)
     with pytest.raises(SpecError, match="holds another student"):
         build(spec(weights=str(tmp_path / "run"), dense=other), vocab_size=VOCAB, seed=1)
 

@@ -65,6 +65,7 @@ class GrapeM(Spec):
 
     'frequencies': RoPE's planes, a learned log-rate each, shared by the heads of a layer. 'rank2': one learned plane a head, of
     any direction. 'contextual': as 'frequencies', and how far a token moves on is learned from the token.
+    The paper's learned basis of many planes, rates of each head's own, and ranks above 2 are not here.
     """
 
     kind: Literal["grape"] = "grape"

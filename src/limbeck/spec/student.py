@@ -70,7 +70,7 @@ class Olmo3Student(_Sizes):
     kind: Literal["olmo3"] = "olmo3"
     rope_theta: float = Field(500_000.0, gt=1)
     yarn: Yarn | None = None
-    """Of the full layers alone."""
+    """Of the full layers alone; sliding ones see no further than before."""
     sliding_window: PositiveInt = 4096
     full_attention_every: PositiveInt = 4
     """Layer i (from 0) attends fully iff (i + 1) is divisible by this; the others see `sliding_window` keys, themselves one."""
@@ -188,6 +188,7 @@ class MoeStudent(_Sizes):
     balance_weight: float = Field(1e-4, ge=0)
     activation: Activation = "relu2"
     positions: Positions = Rope(theta=10_000.0)
+    """Of all layers: YaRN stretches the sliding ones too, as in GPT-OSS."""
     qk_norm: QkNorm = "head"
     sinks: bool = True
     sliding_window: PositiveInt = 4096

@@ -128,9 +128,7 @@ class Experts(nn.Module):
         self.layout = layout
         self.router = Router(layout, hidden_size=hidden_size)
         self.experts = ExpertStack(layout.num_experts, layout.expert, hidden_size=hidden_size)
-        self.shared: Mlp | None = None
-        if layout.shared is not None:
-            self.shared = Mlp(MlpLayout(layout.expert.activation, layout.shared.size), hidden_size=hidden_size)
+        self.shared = None if layout.shared_mlp is None else Mlp(layout.shared_mlp, hidden_size=hidden_size)
         self.shared_share: Tensor
         self.register_buffer("shared_share", torch.ones((), dtype=torch.float32))
 
@@ -141,10 +139,11 @@ class Experts(nn.Module):
         # Where an expert's tokens end, without waiting for the device, as counting them would.
         each_E = torch.arange(self.layout.num_experts, device=expert_M.device)
         end_E = torch.searchsorted(expert_M, each_E, right=True, out_int32=True)
+        # Not index_select, whose gradient adds a token's copies in any order on CUDA.
         out_MD = self.experts(x_ND[order_M // self.layout.per_token], end_E)
         # Back in the tokens' order, so that the sum over a token's experts is the same every time.
-        out_NkD = torch.empty_like(out_MD).index_copy(0, order_M, out_MD).unflatten(0, (len(x_ND), -1))
-        y_ND = (routing.gate_Nk[:, :, None].to(out_NkD.dtype) * out_NkD).sum(1)
+        out_NkD = out_MD.index_select(0, order_M.argsort()).unflatten(0, (len(x_ND), -1))
+        y_ND = torch.einsum("nk,nkd->nd", routing.gate_Nk.to(out_NkD.dtype), out_NkD)
         y_BTD = y_ND.view_as(x_BTD)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared_share.to(y_BTD.dtype) * self.shared(x_BTD)
