@@ -122,8 +122,31 @@ def test_an_average_of_another_model_is_refused() -> None:
     average = WeightAverage(ExponentialAverage(), nn.Linear(3, 2))
     with pytest.raises(ValueError, match="other parameters"):
         average.load_state_dict(WeightAverage(ExponentialAverage(), nn.Linear(3, 2, bias=False)).state_dict())
-    with pytest.raises(ValueError, match="other parameters"):
-        average.load_state_dict(WeightAverage(NoAveraging(), nn.Linear(3, 2)).state_dict())
+    with pytest.raises(ValueError, match="other parameters"):  # of one weight, which would fit anywhere
+        average.load_state_dict(WeightAverage(ExponentialAverage(), nn.Linear(1, 1)).state_dict())
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("other", KINDS, ids=lambda spec: spec.kind)
+def test_an_average_of_another_kind_is_refused(spec: Averaging, other: Averaging) -> None:
+    average, state = WeightAverage(spec, nn.Linear(3, 2)), WeightAverage(other, nn.Linear(3, 2)).state_dict()
+    if spec.kind == other.kind:
+        average.load_state_dict(state)
+    else:
+        with pytest.raises(ValueError, match=f"is of kind {other.kind}, not {spec.kind}"):
+            average.load_state_dict(state)
+
+
+def test_the_first_step_after_resuming_may_be_a_snapshot() -> None:
+    """Whether the learning rate falls is told by the highest before it, which is part of the state."""
+    spec, model = SnapshotAverage(below=1.0, every=0.1), nn.Linear(3, 2)
+    whole = WeightAverage(spec, model)
+    whole.update(model, lr_factor=1.0, fraction=0.39)
+    resumed = WeightAverage(spec, model)
+    resumed.load_state_dict(whole.state_dict())
+    for average in (whole, resumed):
+        average.update(model, lr_factor=0.9, fraction=0.4)
+        assert average.count == 1
 
 
 def test_bfloat16_weights_are_averaged_in_float32() -> None:

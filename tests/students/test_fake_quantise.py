@@ -322,3 +322,19 @@ def test_the_first_steps_of_a_run_by_the_clock_are_not_rounded_however_slow(seco
 def test_a_schedule_that_never_falls_so_far_is_refused(schedule: Schedule) -> None:
     with pytest.raises(ValueError, match=r"from_lr_factor=0\.15 is never reached"):
         check_begins(QuantisationAware(), schedule)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("clips", [(1.0,), CLIPS])
+def test_a_row_that_is_not_finite_stays_so(value: float, clips: tuple[float, ...]) -> None:
+    rows = heavy_rows(6, 40)
+    rows[2, 7] = value
+    found = round_rows(rows, bits=6, clips=clips).values()
+    assert found[2].isnan().all()
+    assert torch.equal(found.isnan().any(1), torch.arange(6) == 2)
+
+
+@pytest.mark.parametrize("size", [5 * 8 - 1, 5 * 8, 5 * 8 + 1])
+def test_matrices_of_exactly_so_many_weights_are_left_alone(size: int) -> None:
+    found = rounded_parameters(nn.Linear(8, 5, bias=False), QuantisationAware(small_elements=size))
+    assert bool(found) == (size < 5 * 8)

@@ -78,12 +78,16 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers; the tensors are not copied."""
-        return {"average": self._average, "count": self.count, "highest": self._highest, "fraction": self._fraction}
+        numbers = {"count": self.count, "highest": self._highest, "fraction": self._fraction}
+        return {"kind": self.spec.kind, "average": self._average, **numbers}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue bit for bit where `state_dict` was taken. Raises `ValueError` where it is of another model or kind."""
-        if state["average"].keys() != self._average.keys():
+        if state["kind"] != self.spec.kind:
+            raise ValueError(f"the saved average is of kind {state['kind']}, not {self.spec.kind}")
+        saved, own = ({name: each.shape for name, each in held.items()} for held in (state["average"], self._average))
+        if saved != own:
             raise ValueError("the saved average holds other parameters than the model")
         for name, average in self._average.items():
             average.copy_(state["average"][name])

@@ -115,6 +115,8 @@ def _rounded(rows_RI: Tensor, range_R: Tensor, *, bits: int) -> RowCodes:
     scale_R = (range_R / largest).bfloat16()
     # Of a row of zeros, or of weights too small for a float32, the scale is 1 and all integers are 0.
     scale_R = torch.where(scale_R.float() >= torch.finfo(torch.float32).tiny, scale_R, 1.0)
+    # Integers have no NaN: the scale carries it, so that a loss says what became of the weights.
+    scale_R = torch.where(range_R.isfinite(), scale_R, torch.nan)
     code_RI = (rows_RI / scale_R.float()[:, None]).round().clamp(-largest - 1, largest)
     return RowCodes(code_RI.to(torch.int8), scale_R)
 

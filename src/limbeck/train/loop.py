@@ -105,8 +105,8 @@ def optimizer_step(
 ) -> dict[str, float]:
     """One step on this process's micro-batches. Returns what is logged, summed over all processes.
 
-    `moment` is what the objective's scheduled weights depend on. Where loss or gradient is not finite, the student is left as
-    it was.
+    `moment` is what the objective's scheduled weights depend on. Where loss or gradient is not finite, no weight changes and no
+    bias of a router; buffers that follow the schedule are set before.
     """
     optimizer.zero_grad(set_to_none=True)
     setup.student.set_fraction(moment.fraction)
