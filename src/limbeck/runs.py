@@ -80,6 +80,18 @@ def open_run(path: str | Path) -> Run:
         raise LimbeckError(f"{path} is damaged ({error}): remove the folder and train again") from error
 
 
+def student_folder(path: str | Path) -> Path:
+    """The student of a run, or the folder of a student itself; `LimbeckError` where there is none, or the run is unfinished."""
+    path = Path(path)
+    if (path / "student").is_dir():
+        return path / "student"
+    if (path / "recipe.yaml").is_file():
+        raise LimbeckError(f"{path} is unfinished: `limbeck train {path}/recipe.yaml` continues it")
+    if not (path / "config.json").is_file():
+        raise LimbeckError(f"{path} holds no config.json: name a finished run, or the folder of a saved student")
+    return path
+
+
 def is_finished(path: str | Path) -> bool:
     """Whether the run's summary, which is written last, is there."""
     return (Path(path) / "summary.json").is_file()

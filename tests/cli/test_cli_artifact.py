@@ -119,6 +119,20 @@ def test_write_says_what_counts(limbeck: Command, run: Path, tmp_path: Path) -> 
     assert own["weights_bytes"] > found["weights_bytes"]  # by default so small a student is kept in float16
 
 
+def test_a_run_trained_to_be_rounded_is_rounded_so(limbeck: Command, run: Path, tmp_path: Path) -> None:
+    """What is said on the command line goes first."""
+    said = ("matrix_bits=3", "small_elements=100")
+    limbeck("artifact", "write", run, "-o", tmp_path / "said", *said)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe["quantisation_aware"] = {"matrix_bits": 3, "small_elements": 100}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    limbeck("artifact", "write", run, "-o", tmp_path / "trained")
+    limbeck("artifact", "write", run, "-o", tmp_path / "other", "matrix_bits=4")
+    said_bytes, trained, other = ((tmp_path / name).read_bytes() for name in ("said", "trained", "other"))
+    assert said_bytes == trained
+    assert len(other) > len(trained)
+
+
 def test_what_is_wrong_is_one_line(limbeck: Command, run: Path, recipe_file: Path, tmp_path: Path) -> None:
     over = limbeck("artifact", "write", run, "-o", tmp_path / "a", "--limit", 100_000, *COARSE)
     assert over.code == 1
@@ -127,7 +141,7 @@ def test_what_is_wrong_is_one_line(limbeck: Command, run: Path, recipe_file: Pat
     assert not (tmp_path / "a").exists()
     wrong = limbeck("artifact", "write", run, "matrix_bit=3")
     assert (wrong.code, "did you mean 'matrix_bits'?" in wrong.complaint) == (2, True)
-    assert "holds no student" in limbeck("artifact", "write", tmp_path).complaint
+    assert "holds no config.json" in limbeck("artifact", "write", tmp_path).complaint
     assert limbeck("artifact", "write", run, "-o", tmp_path / "a").code == 0
     (run / "student").rename(run / "gone")
     for command in (("write", run), ("eval", tmp_path / "a", "--recipe", recipe_file)):

@@ -47,3 +47,16 @@ def test_norms_and_embeddings_do_not_decay() -> None:
     assert torch.equal(model.embed.weight, before["embed.weight"])
     assert torch.equal(model.norm, before["norm"])
     torch.testing.assert_close(model.linear.weight, before["linear.weight"] * (1 - 0.1 * 0.5))
+
+
+def test_warmup_and_decay_fit_the_budget() -> None:
+    """0.2 + 0.8 is all of it, rounding aside; more would jump from one straight line to another."""
+    WarmupStableDecay(warmup=0.2, decay=0.8)
+    with pytest.raises(ValueError, match="more than the whole budget"):
+        WarmupStableDecay(warmup=0.5, decay=0.8)
+
+
+def test_an_independent_decay_is_said() -> None:
+    with pytest.raises(ValueError, match="such as 1e-4"):
+        AdamW(independent_weight_decay=True)
+    assert AdamW(independent_weight_decay=True, weight_decay=1e-4).weight_decay == 1e-4

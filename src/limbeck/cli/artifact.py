@@ -2,14 +2,15 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from limbeck.cli.arguments import Json, Overrides
 from limbeck.cli.output import emit
 from limbeck.errors import LimbeckError
-from limbeck.spec.artifact import LIMIT_BYTES, ArtifactFormat
+from limbeck.runs import student_folder
+from limbeck.spec.artifact import LIMIT_BYTES, ArtifactFormat, Rounding
 from limbeck.spec.base import parse
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.teacher import Context
@@ -32,12 +33,15 @@ def write(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Round and compress a student: 6 bits a weight, 8 for embeddings. KEY=VALUE are the format's, e.g. matrix_bits=5."""
-    form = parse(ArtifactFormat, parse_overrides(overrides or []), source="artifact")
+    """Round and compress a student: 6 bits a weight, 8 for embeddings, or as its run was trained to be.
+
+    KEY=VALUE are the format's, e.g. matrix_bits=5.
+    """
+    form = parse(ArtifactFormat, {**_rounding_of(run), **parse_overrides(overrides or [])}, source="artifact")
     from limbeck.students import hf
     from limbeck.students.artifact import write_artifact
 
-    student, spec, _ = hf.load(_student(run))
+    student, spec, _ = hf.load(student_folder(run))
     size = write_artifact(student, spec, out, form=form, code=code, limit_bytes=limit)
     values = {
         "artifact": str(out),
@@ -70,7 +74,7 @@ def evaluate(
     chosen = load_recipe(recipe)
     reading = {"window": window or chosen.data.sequence_length, "overlap": overlap}
     context = parse(Context, reading, source="--window and --overlap")
-    before, after = _measure(artifact, _student(run or Path(chosen.run_path)), recipe=recipe, context=context)
+    before, after = _measure(artifact, student_folder(run or Path(chosen.run_path)), recipe=recipe, context=context)
     change = _difference(before, after)
     values = {
         "artifact": str(artifact),
@@ -86,15 +90,12 @@ def evaluate(
     emit(values, as_json=as_json, lines=[f"{key}: {value}" for key, value in shown.items()])
 
 
-def _student(run: Path) -> Path:
-    """The folder of a run's student, or the folder itself."""
-    if (run / "student").is_dir():
-        return run / "student"
-    if (run / "recipe.yaml").is_file():
-        raise LimbeckError(f"{run} is unfinished: `limbeck train {run}/recipe.yaml` continues it")
-    if not (run / "config.json").is_file():
-        raise LimbeckError(f"{run} holds no student: name a finished run, or a student's folder")
-    return run
+def _rounding_of(run: Path) -> dict[str, Any]:
+    """What a run was trained to be rounded to, if it was; the format's own defaults otherwise."""
+    if not (run / "recipe.yaml").is_file():
+        return {}
+    aware = load_recipe(str(run / "recipe.yaml")).quantisation_aware
+    return {} if aware is None else aware.model_dump(include=set(Rounding.model_fields))
 
 
 def _measure(artifact: Path, folder: Path, *, recipe: str, context: Context) -> tuple["HeldOut", "HeldOut"]:

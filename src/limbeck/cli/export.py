@@ -8,7 +8,8 @@ import typer
 
 from limbeck.cli.arguments import Json
 from limbeck.cli.output import emit
-from limbeck.errors import LimbeckError, SpecError
+from limbeck.errors import SpecError
+from limbeck.runs import student_folder
 
 
 class Format(StrEnum):
@@ -39,7 +40,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a trained student for use elsewhere. What a GGUF file cannot express is refused, naming the part."""
-    folder = _student(Path(target))
+    folder = student_folder(target)
     if format is Format.hf and dtype is not None:
         raise SpecError(f"--dtype={dtype} is for --format gguf: a folder holds float32, and transformers reads it in any dtype")
     if format is Format.gguf and yarn is not None:
@@ -67,11 +68,3 @@ def _place(output: Path, folder: Path, *, format: Format) -> Path:
         if where.exists() and not (where.is_dir() and not any(where.iterdir())):
             raise SpecError(f"--output={output} exists already: name a new folder, or remove that one")
     return where
-
-
-def _student(target: Path) -> Path:
-    if not (target / "recipe.yaml").is_file():
-        return target
-    if not (target / "student").is_dir():
-        raise LimbeckError(f"{target} is unfinished: `limbeck train {target}/recipe.yaml` continues it")
-    return target / "student"

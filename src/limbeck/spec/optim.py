@@ -2,9 +2,9 @@
 spent, never of steps, so the same recipe means the same thing whatever the budget is counted in.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from limbeck.spec.base import Spec
 
@@ -20,6 +20,15 @@ class AdamWNumbers(Spec):
     independent_weight_decay: bool = False
     """w <- w - f * weight_decay * w in each step, f being the schedule's factor: not multiplied by the learning rate. Without
     it muP's decay vanishes with width (Wortsman et al., arXiv 2309.14322). 1e-4 is then what 0.1 is at lr 1e-3."""
+
+    @model_validator(mode="after")
+    def _decay_is_meant(self) -> Self:
+        if self.independent_weight_decay and "weight_decay" not in self.model_fields_set:
+            raise ValueError(
+                f"independent_weight_decay takes weight_decay={self.weight_decay} of every weight in each step: set it too, "
+                "such as 1e-4"
+            )
+        return self
 
 
 class AdamW(AdamWNumbers):
@@ -88,6 +97,12 @@ class WarmupStableDecay(Spec):
     warmup: float = Field(0.05, ge=0, lt=1)
     decay: float = Field(0.2, ge=0, le=1)
     final: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.warmup + self.decay > 1:
+            raise ValueError(f"warmup={self.warmup:g} and decay={self.decay:g} are more than the whole budget")
+        return self
 
 
 class NoAveraging(Spec):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import LimbeckError, SpecError
+from limbeck.runs import student_folder
 from limbeck.spec.base import Spec
 from limbeck.spec.layout import Layout
 from limbeck.spec.parts import SharedExpert, Yarn
@@ -43,10 +44,7 @@ def find_start(weights: str, *, key: str) -> Start:
 
 
 def _read_start(weights: str) -> Start:
-    run = Path(weights)
-    folder = run / "student" if (run / "student").is_dir() else run
-    if folder == run and (run / "recipe.yaml").is_file():
-        raise LimbeckError(f"{weights} is unfinished: `limbeck train {weights}/recipe.yaml` continues it")
+    folder = student_folder(weights)
     config = hf.read_config(folder)
     lengths = [yarn.original_length for yarn in yarns(hf.read_spec(folder).layout)]
     return Start(folder, config.vocab_size, config.max_position_embeddings, lengths[0] if lengths else None)
