@@ -73,7 +73,6 @@ def save_shards(
     partial, place = _beside(run), run / f"checkpoint-{costs.step}"
     if processes.is_first:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
     wait_for_all(processes)
     files, problem = _written(tensors, partial, processes)
     if processes.is_first and problem is None:
