@@ -211,7 +211,9 @@ def test_fewer_of_the_stored_k_are_enough_and_more_are_not(values: dict[str, Any
         open_setup(parse(Recipe, values, source="test"))
 
 
-@pytest.mark.parametrize(("size", "message"), [(301, "teacher's vocabulary is 300|vocabulary of 300"), (100, "vocabulary")])
+@pytest.mark.parametrize(
+    ("size", "message"), [(301, "teacher's vocabulary is 300|vocabulary of 300"), (100, "smaller than the tokenizer's 300 ids")]
+)
 def test_another_vocabulary_is_refused(values: dict[str, Any], size: int, message: str) -> None:
     write_recipe_stores([parse(Recipe, values, source="test")])
     values["student"]["vocab_size"] = size
