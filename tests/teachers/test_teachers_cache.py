@@ -13,38 +13,22 @@ from transformers import AutoModelForCausalLM
 
 from limbeck.data.packing import Piece
 from limbeck.data.store_rows import StoreRows
-from limbeck.data.token_store import TokenStore, prepare
-from limbeck.data.tokenizers import load_tokenizer
+from limbeck.data.token_store import TokenStore
 from limbeck.errors import StoreError, TeacherError
 from limbeck.signals.store import SignalStore, verify
 from limbeck.signals.types import DenseRows, HardRows, SampledRows, TopKRows
-from limbeck.spec.base import parse
-from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal, HardSignal, SampledSignal, Signal, StoredSignal, TopKSignal
-from limbeck.spec.teacher import Context, HuggingFaceTeacher
+from limbeck.spec.teacher import Context
 from limbeck.study.stores import finish_the_shard
 from limbeck.teachers import cache
 from limbeck.teachers.cache import Share, write_stores
-from limbeck.teachers.huggingface import Teacher, load_teacher
+from limbeck.teachers.huggingface import Teacher
 from limbeck.teachers.live import LiveRows
 from limbeck.train.interrupt import Interrupted
 
 CPU = torch.device("cpu")
 CONTEXT = Context(window=48, overlap=16)
 TOPK, SAMPLED, HARD = TopKSignal(k=20), SampledSignal(draws=30), HardSignal()
-
-
-@pytest.fixture
-def tokens(values: dict[str, Any]) -> TokenStore:
-    recipe = parse(Recipe, values, source="test")
-    return prepare(recipe.data, load_tokenizer(values["teacher"]["model"]))[0]
-
-
-@pytest.fixture
-def teacher(teacher_folder: Path) -> Teacher:
-    return load_teacher(
-        HuggingFaceTeacher(model=str(teacher_folder), dtype="float32", context=Context(window=48, overlap=16)), device=CPU
-    )
 
 
 class Scorer:

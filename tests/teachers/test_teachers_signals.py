@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,18 +9,15 @@ import pytest
 import torch
 
 from limbeck.data.packing import Piece
-from limbeck.data.token_store import TokenStore, prepare
-from limbeck.data.tokenizers import load_tokenizer
+from limbeck.data.token_store import TokenStore
 from limbeck.signals.types import SparseRows
-from limbeck.spec.base import parse
-from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
-from limbeck.spec.teacher import Context, HuggingFaceTeacher
+from limbeck.spec.teacher import Context
 from limbeck.teachers.cache import score_documents
-from limbeck.teachers.huggingface import Teacher, load_teacher
+from limbeck.teachers.huggingface import Teacher
 from limbeck.teachers.live import LiveRows
 
-CONTEXT = Context(window=48, overlap=16)
+CONTEXT = Context(window=48, overlap=16)  # as the teacher of conftest
 SIGNALS: list[StoredSignal] = [
     TopKSignal(k=20),
     TopPSignal(p=0.4, cap=60, temperature=0.25),
@@ -31,19 +27,6 @@ SIGNALS: list[StoredSignal] = [
     HybridSignal(k=8, draws=16, temperature=0.25),
     HardSignal(),
 ]
-
-
-@pytest.fixture
-def tokens(values: dict[str, Any]) -> TokenStore:
-    recipe = parse(Recipe, values, source="test")
-    return prepare(recipe.data, load_tokenizer(values["teacher"]["model"]))[0]
-
-
-@pytest.fixture
-def teacher(teacher_folder: Path) -> Teacher:
-    return load_teacher(
-        HuggingFaceTeacher(model=str(teacher_folder), dtype="float32", context=CONTEXT), device=torch.device("cpu")
-    )
 
 
 def different_rows(one: SparseRows, other: SparseRows) -> torch.Tensor:

@@ -21,7 +21,7 @@ from limbeck.signals.store import SignalStore
 from limbeck.signals.types import TopKRows
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.signal import TopKSignal
+from limbeck.spec.signal import DenseSignal, SampledSignal, Signal, TopKSignal
 from limbeck.study.stores import write_recipe_stores
 from limbeck.train.setup import open_setup
 from limbeck.train.train import train
@@ -40,7 +40,7 @@ def tokens(recipe: Recipe, teacher_folder: Path) -> TokenStore:
 
 
 def store_loader(recipe: Recipe, tokens: TokenStore, *, rank: int = 0, world_size: int = 1, micro: int = 2) -> Loader:
-    assert isinstance(recipe.signal, TopKSignal)
+    assert recipe.signal is not None and not isinstance(recipe.signal, DenseSignal)
     return Loader(
         tokens,
         stream=TokenStream(tokens.lengths, sequence_length=LENGTH, seed=3),
@@ -105,7 +105,10 @@ def test_rows_belong_to_their_tokens_on_every_rank_and_epoch(recipe: Recipe, tok
     assert set(seen.values()) == {2, 3}
 
 
-def test_batches_made_ahead_are_the_batches_of_their_steps(recipe: Recipe, tokens: TokenStore) -> None:
+@pytest.mark.parametrize("signal", [TopKSignal(k=20), SampledSignal(draws=30)], ids=lambda signal: signal.kind)
+def test_batches_made_ahead_are_the_batches_of_their_steps(recipe: Recipe, tokens: TokenStore, signal: Signal) -> None:
+    """As wide, too: rows of draws have as many columns as the widest of their batch."""
+    recipe = recipe.model_copy(update={"signal": signal})
     write_recipe_stores([recipe])
     loader = store_loader(recipe, tokens)
     ahead, alone = loader.steps(5), store_loader(recipe, tokens)
@@ -131,6 +134,17 @@ def test_what_is_read_does_not_depend_on_where_steps_begin(recipe: Recipe, token
         found = [[(batch.pieces, batch.bytes_read) for batch in next(later)] for _ in range(20)]
         later.close()
         assert found == every[first : first + 20]
+
+
+def test_every_byte_read_is_some_batch_s(recipe: Recipe, tokens: TokenStore) -> None:
+    write_recipe_stores([recipe])
+    loader = store_loader(recipe, tokens)
+    loader.reads_ahead = False
+    steps, total = loader.steps(0), 0
+    for _ in range(loader._steps_at_once):
+        total += sum(batch.bytes_read for batch in next(steps))
+    assert loader.source is not None
+    assert total == loader.source.bytes_read > 0
 
 
 def shifted(tokens: TokenStore, *, by: int) -> TokenStore:

@@ -9,7 +9,7 @@ quantised teacher without its speed or memory. `bitsandbytes` and `torchao` are 
 """
 
 import re
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -26,10 +26,8 @@ class _Simulated(Spec):
     embeddings_and_head: bool = False
     """Also the embedding and the head, which otherwise stay as they are. A router of experts always does."""
 
-    @property
-    def simulated(self) -> bool:
-        """True: the weights are rounded, the arithmetic is that of the teacher's dtype."""
-        return True
+    simulated: ClassVar[bool] = True
+    """Whether the weights are rounded and then computed with as before."""
 
     @property
     def _all(self) -> str:
@@ -111,10 +109,7 @@ class BitsAndBytesQuantisation(Spec):
             raise ValueError("double=true is for values=nf4 and fp4: int8 has one scale a row")
         return self
 
-    @property
-    def simulated(self) -> bool:
-        """False."""
-        return False
+    simulated: ClassVar[bool] = False
 
     @property
     def slug(self) -> str:
@@ -137,10 +132,7 @@ class TorchAOQuantisation(Spec):
             raise ValueError(f"group={self.group} has no kernel in torchao: set group to 32, 64, 128 or 256")
         return self
 
-    @property
-    def simulated(self) -> bool:
-        """False."""
-        return False
+    simulated: ClassVar[bool] = False
 
     @property
     def slug(self) -> str:
