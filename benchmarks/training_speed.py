@@ -167,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="nano", help="whose student is trained")
     parser.add_argument("--vocabulary", type=int, help="default: the tokenizer's size")
-    parser.add_argument("--tokenizer-size", type=int, help="default: SmolLM2's tokenizer")
+    parser.add_argument("--tokenizer", help="a folder; default: SmolLM2's tokenizer")
     parser.add_argument("--sequences", type=int, default=2)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
