@@ -194,6 +194,10 @@ FORGERIES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "an unknown key": with_header(lambda header: header.update(code="print()")),
     "another width": with_header(lambda header: header["student"].update(intermediate_size=64)),
     "no vocabulary": with_header(lambda header: header.update(vocab_size=0)),
+    "a vocabulary beyond all memory": with_header(lambda header: header.update(vocab_size=2**61)),
+    "a vocabulary beyond all numbers": with_header(lambda header: header.update(vocab_size=2**70)),
+    "far more layers": with_header(lambda header: header["student"].update(num_layers=3000)),
+    "a deep nest": lambda parts: [section(b"[" * 100_000), *map(section, parts[1:])],
     "a tensor too few": with_header(lambda header: header["tensors"].pop()),
     "a tensor twice": with_header(lambda header: header["tensors"].append(header["tensors"][0])),
     "a scalar of integers": with_header(

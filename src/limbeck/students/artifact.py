@@ -33,7 +33,7 @@ from limbeck.roles import placements
 from limbeck.spec.artifact import LIMIT_BYTES, ArtifactFormat
 from limbeck.spec.base import Spec, parse
 from limbeck.spec.student import LaidOutStudent
-from limbeck.students.decoder import Decoder
+from limbeck.students.decoder import Decoder, empty_decoder
 from limbeck.students.fake_quantise import EMBEDDINGS, MATRICES, RowCodes, as_rows, from_rows, round_rows, rounded_parameters
 
 MAGIC = b"LIMBECK1"
@@ -254,15 +254,27 @@ def _unpacked(data: bytes) -> tuple[Decoder, LaidOutStudent, int]:
     sections = list(_split(data[start:]))
     if not sections:
         raise _DamagedError("it is empty")
-    header = parse(_Header, json.loads(_decompressed(*sections[0], most=_LONGEST_HEADER)), source="header")
-    with torch.device("meta"):
-        student = Decoder(header.student.layout, vocab_size=header.vocab_size)
+    header = _header(_decompressed(*sections[0], most=_LONGEST_HEADER))
+    student = empty_decoder(header.student.layout, vocab_size=header.vocab_size)
     shapes = {name: tuple(value.shape) for name, value in student.state_dict().items()}
     if shapes != {tensor.name: tensor.shape for tensor in header.tensors}:
         raise _DamagedError("its tensors are not those of its student")
     weights = _weights(header.tensors, sections[1:])
     student.to_empty(device="cpu").load_state_dict(weights)
     return student, header.student, header.vocab_size
+
+
+def _header(data: bytes) -> _Header:
+    """Of a student that its own tensors can be: what they cannot is refused before it is built."""
+    try:
+        header = parse(_Header, json.loads(data), source="header")
+    except RecursionError as error:
+        raise _DamagedError("its header is nested too deeply") from error
+    if len(header.student.layout.layers) > len(header.tensors):
+        raise _DamagedError("its student has more layers than it has tensors")
+    if not any(header.vocab_size in tensor.shape for tensor in header.tensors):
+        raise _DamagedError("no tensor has its vocabulary's size")
+    return header
 
 
 def _weights(tensors: Sequence[_Tensor], sections: Sequence[tuple[bytes, bytes]]) -> dict[str, Tensor]:
