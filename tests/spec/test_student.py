@@ -188,10 +188,17 @@ def test_a_student_that_cannot_be_is_refused_with_key_and_reason(overrides, expe
 
 def test_only_experts_need_rows_of_whole_16_bytes():
     """A shared expert and dense MLPs are products of their own, of any size."""
-    MoeStudent(**{**SIZES, "hidden_size": 50, "intermediate_size": 50}, dense_layers=8, expert_size=10)
-    MoeStudent(**{**SIZES, "intermediate_size": 50}, expert_size=8, shared_expert=SharedExpert(size=10))
-    dense = MoeStudent(**{**SIZES, "intermediate_size": 48}, dense_layers=8)
-    UpcycledStudent(dense=dense, num_experts=12, experts_per_token=6, granularity=6)
+    dense = MoeStudent(**{**SIZES, "hidden_size": 50, "intermediate_size": 50}, dense_layers=8, expert_size=10)
+    assert {layer.mlp.size for layer in dense.layout.layers} == {50}
+    beside = MoeStudent(**{**SIZES, "intermediate_size": 50}, expert_size=8, shared_expert=SharedExpert(size=10))
+    assert beside.layout.layers[-1].mlp.shared.size == 10
+    cut = UpcycledStudent(
+        dense=MoeStudent(**{**SIZES, "intermediate_size": 48}, dense_layers=8),
+        num_experts=12,
+        experts_per_token=6,
+        granularity=6,
+    )
+    assert cut.layout.layers[0].mlp.expert.size == 8
 
 
 # ---- members: recipes that share a file
