@@ -151,7 +151,7 @@ def weights(run: Path) -> dict[str, Tensor]:
     return load_file(run / "student" / "model.safetensors")
 
 
-def require_same_training(found: Path, expected: Path, *, rel: float = 1e-5, atol: float = 3e-5) -> None:
+def require_same_training(found: Path, expected: Path, *, rel: float = 1e-5, atol: float = 1e-5) -> None:
     for name in ("loss_nats", "grad_norm", "lr", "tokens"):
         assert logged(found, name) == pytest.approx(logged(expected, name), rel=10 * rel if name == "grad_norm" else rel), name
     ours, theirs = weights(found), weights(expected)
