@@ -1,0 +1,9 @@
+"""What can be measured of a model once it is trained. Each kind is one spec here and one file in `limbeck.evals`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from limbeck.spec.evals.bits_per_byte import BitsPerByte
+
+Eval = Annotated[BitsPerByte, Field(discriminator="kind")]
