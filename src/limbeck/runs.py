@@ -26,6 +26,7 @@ import yaml
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.paths import write_atomically
 from limbeck.spec.base import parse
+from limbeck.spec.objective import needs_teacher
 from limbeck.spec.recipe import Recipe
 
 
@@ -109,7 +110,7 @@ def read_preflight(path: str | Path) -> dict[str, Any]:
 
 def require_recipe(path: str | Path, recipe: Recipe) -> None:
     """`SpecError` if the run folder holds a run of another recipe."""
-    _refuse_another_recipe(Path(path), open_run(path).recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    _refuse_another_recipe(Path(path), open_run(path).recipe.model_dump(mode="json"), recipe)
 
 
 class RunWriter:
@@ -121,7 +122,7 @@ class RunWriter:
         resolved = recipe.model_dump(mode="json")
         recipe_path = self.path / "recipe.yaml"
         if recipe_path.is_file():
-            _refuse_another_recipe(self.path, yaml.safe_load(recipe_path.read_text(encoding="utf-8")), resolved)
+            _refuse_another_recipe(self.path, yaml.safe_load(recipe_path.read_text(encoding="utf-8")), recipe)
         write_atomically(recipe_path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         write_atomically(self.path / "environment.json", json.dumps(environment(device), indent=1))
 
@@ -154,9 +155,11 @@ class RunWriter:
         return summary
 
 
-def _refuse_another_recipe(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    # Where things lie, how often they are saved and who holds what do not change what is computed.
+def _refuse_another_recipe(path: Path, old: dict[str, Any], recipe: Recipe) -> None:
+    new = recipe.model_dump(mode="json")
+    # Where things lie, how often they are saved and who holds what do not change what is computed; nor what is not read.
     incidental = {"output", "store", "checkpoint", "parallel", "activation_checkpointing"}
+    incidental |= set() if needs_teacher(recipe.objective) else {"signal"}
     for key, there, here in _differences(old, {key: value for key, value in new.items() if key not in incidental}):
         vocabulary = key in {"student.vocab_size", "student.dense.vocab_size"}
         filled_in = (vocabulary and here is None) or (key in {"precision", "device"} and here == "auto")

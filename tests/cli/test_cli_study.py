@@ -29,7 +29,7 @@ def study_file(recipe_file: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.study.run.report_of", lambda runs, *, folder, **keywords: folder / "report.html")
+    monkeypatch.setattr("limbeck.study.run.write_report_of", lambda study, cells, *, output: output / "report.html")
 
 
 def forward_flops(layers: int, *, context: int = 32) -> float:
@@ -66,8 +66,8 @@ def test_a_study_is_run_and_what_is_finished_is_not_priced_again(limbeck: Comman
     outcome = limbeck(*command, "--json")
     assert outcome.code == 0
     found = json.loads(outcome.out)
-    assert [arm["arm"] for arm in found["arms"]] == list(ARMS)
-    assert all(0 < arm["bits_per_byte"] < 20 for arm in found["arms"])
+    assert [cell["cell"] for cell in found["cells"]] == list(ARMS)
+    assert all(0 < cell["bits_per_byte"] < 20 for cell in found["cells"])
     assert found["report"] == str(tmp_path / "out" / "report.html")
     left = json.loads(limbeck(*command, "--dry-run", "--json").out)
     assert (left["arms"], left["stores"], left["total_flops"]) == ([], [], 0)
@@ -77,8 +77,8 @@ def test_a_study_is_run_and_what_is_finished_is_not_priced_again(limbeck: Comman
     assert [arm["arm"] for arm in left["arms"]] == ["kd"]
     assert left["stores"] == []
     text = limbeck(*command).out
-    for arm in found["arms"]:
-        assert f"{arm['arm']:>7}: {arm['bits_per_byte']:.4f} bits per byte" in text
+    for arm in found["cells"]:
+        assert f"{arm['cell']:>7}: {arm['bits_per_byte']:.4f} bits per byte" in text
     assert text.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
 
 
@@ -90,17 +90,16 @@ def test_what_was_left_out_is_told_from_what_diverged(limbeck: Command, study_fi
     outcome = limbeck("study", "run", study_file, "-o", tmp_path / "out")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
-    assert "     kd: left out, its teacher diverged" in lines
+    assert "     kd: left out, its teacher has no finished student" in lines
     assert "teacher: diverged" in lines
-    pages = [line for line in lines if line.startswith("report: ")]
-    assert pages == [f"report: {tmp_path}/out/reports/{control}/report.html" for control in ("control", "teacher")]
+    assert lines[-1] == f"report: {tmp_path}/out/report.html"
 
 
 def test_a_dry_run_for_people_has_a_line_an_arm(limbeck: Command, study_file: Path, tmp_path: Path) -> None:
     lines = limbeck("study", "run", study_file, "-o", tmp_path / "out", "--dry-run").out.splitlines()
     assert [line.split()[0] for line in lines[2:7]] == ["teacher", "control", "outside", "kd", "wider"]
     assert lines[5].split()[1] == "teacher"
-    assert lines[-1].startswith("to run: 5 arms, 0 finished; ")
+    assert lines[-1].startswith("to run: 5 cells; ")
 
 
 def test_output_is_named_after_the_study(

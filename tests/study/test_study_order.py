@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import pytest
 import yaml
 from tiny_world import prose
 
-from limbeck.errors import SpecError, StoreError
+from limbeck.errors import SpecError
 from limbeck.runs import open_run
 from limbeck.spec.load import load_study
 from limbeck.spec.study import Study
 from limbeck.spec.teacher import HuggingFaceTeacher
-from limbeck.study.expand import expand, teacher_arms, waves
-from limbeck.study.run import StudyResult, report_of, run_study
+from limbeck.study.expand import expand, recipes_of, teacher_cells, waves
+from limbeck.study.run import StudyResult, run_study
 
 CONTEXT = {"teacher.context.window": 32, "teacher.context.overlap": 8}
 ALONE = {"objective.kind": "ce", "evaluation.kl_to_teacher": False}
@@ -45,7 +46,7 @@ def study_of(recipe_file: Path, **changes: Any) -> Study:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reports' figures take longer than the study."""
-    monkeypatch.setattr("limbeck.study.run.report_of", lambda runs, *, folder, **keywords: folder / "report.html")
+    monkeypatch.setattr("limbeck.study.run.write_report_of", lambda study, cells, *, output: output / "report.html")
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def result(recipe_file: Path) -> StudyResult:
         heldout = recipe_file.with_name("short.txt")
         heldout.write_text(prose(7, 8), encoding="utf-8")  # read whole by all, so that no window has to be known
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("limbeck.study.run.report_of", lambda runs, *, folder, **keywords: folder / "report.html")
+            patch.setattr("limbeck.study.run.write_report_of", lambda study, cells, *, output: output / "report.html")
             overrides = {"data.heldout.paths": [str(heldout)]}
             _finished.append(run_study(study_of(recipe_file), output=str(recipe_file.with_name("out")), overrides=overrides))
     return _finished[0]
@@ -101,8 +102,8 @@ def test_teachers_are_trained_before_their_students(recipe_file: Path, trained: 
     output = str(recipe_file.with_name("out"))
     run_study(study, output=output, overrides={"budget.amount": 1})
     assert trained == ["small", "control", "big", "from-big", "from-small"]
-    recipes = expand(study, output=output, overrides={})
-    assert teacher_arms(recipes) == {"from-big": "big", "from-small": "small"}
+    recipes = recipes_of(expand(study, output=output, overrides={}))
+    assert teacher_cells(recipes) == {"from-big": "big", "from-small": "small"}
     assert waves(recipes) == [["small", "control", "big"], ["from-big", "from-small"]]
 
 
@@ -173,7 +174,7 @@ def test_students_of_a_diverged_teacher_are_left_out_and_the_others_go_on(
     said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert [line.partition(":")[0] for line in said] == ["from-small", "grandchild"]
     assert "small, its teacher, has no finished student" in said[0]
-    bits = {arm["arm"]: arm["bits_per_byte"] for arm in found.as_json()["arms"]}
+    bits = {cell["cell"]: cell["bits_per_byte"] for cell in found.as_json()["cells"]}
     assert [arm for arm, value in bits.items() if value is None] == ["from-small", "small", "grandchild"]
     assert not found.runs["from-small"].exists()
     store = Path(found.stores[1])
@@ -188,42 +189,6 @@ def test_arms_that_were_left_out_are_in_the_report(recipe_file: Path) -> None:
     assert "from-small" in found.report.read_text(encoding="utf-8")
 
 
-def test_a_page_shows_a_teacher_only_where_all_its_arms_share_it(result: StudyResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[str | None] = []
-
-    def spy(arms: Any, *, teacher: Any, **keywords: Any) -> Path:
-        shown.append(teacher and teacher["name"])
-        return Path("report.html")
-
-    monkeypatch.setattr("limbeck.study.run.write_report", spy)
-    for arms in (["from-big", "control"], ["from-big", "from-small", "control"], ["control"]):
-        runs = {arm: result.runs[arm] for arm in arms}
-        report_of(runs, control="control", stores=[], title="", folder=Path())
-    assert shown == [str(result.runs["big"] / "student"), None, None]
-
-
-def test_every_control_has_a_page_with_its_own_arms(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pages: dict[str, list[str]] = {}
-    read: dict[str, list[str]] = {}
-
-    def spy(runs: Any, *, control: str, folder: Path, stores: Any, **keywords: Any) -> Path:
-        pages[control], read[control] = list(runs), [Path(path).name for path in stores]
-        return folder / "report.html"
-
-    monkeypatch.setattr("limbeck.study.run.report_of", spy)
-    controls = {"from-big": "control", "from-small": "small", "big": "big"}
-    study = study_of(recipe_file, controls=controls)
-    found = run_study(study, output=str(recipe_file.with_name("out")), overrides={"budget.amount": 1})
-    assert pages == {"control": ["from-big", "control"], "small": ["from-small", "small"]}
-    assert read == {"control": ["big-topk-20"], "small": ["small-topk-20"]}
-    reports = recipe_file.with_name("out") / "reports"
-    assert found.reports == {control: reports / control / "report.html" for control in pages}
-    assert found.as_json()["reports"] == {control: str(page) for control, page in found.reports.items()}
-    one = study_of(recipe_file, controls={"big": "big", "small": "small"})
-    run_study(one, output=str(recipe_file.with_name("out")), overrides={"budget.amount": 1})
-    assert pages["control"] == ["from-big", "from-small", "control"]
-
-
 @pytest.mark.usefixtures("no_figures")
 def test_the_store_of_a_teacher_that_was_trained_again_otherwise_is_refused(recipe_file: Path) -> None:
     import shutil
@@ -234,8 +199,11 @@ def test_the_store_of_a_teacher_that_was_trained_again_otherwise_is_refused(reci
     for arm in ("from-small", "small"):
         shutil.rmtree(first.runs[arm])
     other = study_of(recipe_file, arms={**arms, "small": {**arms["small"], "seed": 3}})
-    with pytest.raises(StoreError, match=r"small-topk-20 was scored by .*small/student \(weights .*but the recipe's teacher"):
-        run_study(other, output=str(output), overrides={"budget.amount": 2})
+    failed = run_study(other, output=str(output), overrides={"budget.amount": 2}).failed
+    assert list(failed) == ["from-small"]
+    assert re.search(
+        r"small-topk-20 was scored by .*small/student \(weights .*but the recipe's teacher", failed["from-small"].error
+    )
 
 
 def test_arms_in_a_circle_are_refused_before_anything_runs(recipe_file: Path, trained: list[str]) -> None:
@@ -256,17 +224,17 @@ def test_arms_in_a_circle_are_refused_before_anything_runs(recipe_file: Path, tr
             {"controls": {"from-big": "small", "small": "control"}},
             "controls.from-big=small: small has control as a control itself",
         ),
-        ({"arms": {"a": {"teacher.arm": "b"}}, "control": "a"}, "arms.a: teacher.arm=b is not one of the arms"),
+        ({"arms": {"a": {"teacher.arm": "b"}}, "control": None}, "arms.a: teacher.arm=b is not one of the arms"),
     ],
 )
 def test_controls_and_teachers_must_be_arms(recipe_file: Path, change: dict[str, Any], expected: str) -> None:
     with pytest.raises(SpecError) as caught:
-        study_of(recipe_file, **change)
+        expand(study_of(recipe_file, **change), output="out", overrides={})
     assert expected in str(caught.value)
 
 
 def test_a_control_that_learns_from_a_teacher_is_refused_before_anything_runs(recipe_file: Path, trained: list[str]) -> None:
-    study = study_of(recipe_file, controls={"control": "from-big"})
+    study = study_of(recipe_file, controls={"from-small": "from-big"})
     with pytest.raises(SpecError, match="control=from-big learns from a teacher itself"):
         run_study(study, output=str(recipe_file.with_name("out")), overrides={})
     assert trained == []
@@ -275,7 +243,7 @@ def test_a_control_that_learns_from_a_teacher_is_refused_before_anything_runs(re
 def test_what_a_recipe_says_of_its_own_teacher_is_not_said_of_an_arm(recipe_file: Path) -> None:
     study = study_of(recipe_file)
     settings = {"teacher.revision": "main", "teacher.dtype": "bfloat16", "output": "elsewhere"}
-    recipes = expand(study, output="results", overrides={key: settings[key] for key in ("teacher.dtype", "output")})
+    recipes = recipes_of(expand(study, output="results", overrides={key: settings[key] for key in ("teacher.dtype", "output")}))
     teacher = recipes["from-big"].teacher
     assert isinstance(teacher, HuggingFaceTeacher)
     assert (teacher.model, teacher.dtype) == ("results/runs/big/student", "bfloat16")
@@ -283,7 +251,7 @@ def test_what_a_recipe_says_of_its_own_teacher_is_not_said_of_an_arm(recipe_file
     recipe_file.write_text(
         recipe_file.read_text(encoding="utf-8").replace("kind: huggingface", "kind: huggingface\n  revision: main"), "utf-8"
     )
-    recipes = expand(study, output="results", overrides={})
+    recipes = recipes_of(expand(study, output="results", overrides={}))
     assert [getattr(recipes[arm].teacher, "revision", "") for arm in ("control", "from-big")] == ["main", None]
 
 

@@ -52,7 +52,7 @@ def finished(run: Callable[[], StudyResult], tmp_path: Path) -> None:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report's figures take longer than the study."""
-    monkeypatch.setattr("limbeck.study.run.report_of", lambda runs, *, folder, **keywords: folder / "report.html")
+    monkeypatch.setattr("limbeck.study.run.write_report_of", lambda study, cells, *, output: output / "report.html")
 
 
 @pytest.fixture
@@ -74,14 +74,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.usefixtures("finished")
 def test_results_have_the_shape_that_scripts_read(run: Callable[[], StudyResult], tmp_path: Path) -> None:
     found = run().as_json()
-    assert set(found) == {"arms", "stores", "report"}
-    assert [arm["arm"] for arm in found["arms"]] == list(ARMS)
-    for arm in found["arms"]:
-        assert set(arm) == {"arm", "run"} | COSTS_AND_RESULTS
-        assert Path(arm["run"]) == tmp_path / "results" / "runs" / arm["arm"]
+    assert set(found) == {"cells", "stores", "failed", "report"}
+    assert [arm["cell"] for arm in found["cells"]] == list(ARMS)
+    for arm in found["cells"]:
+        assert set(arm) == {"cell", "run"} | COSTS_AND_RESULTS
+        assert Path(arm["run"]) == tmp_path / "results" / "runs" / arm["cell"]
         assert arm["tokens"] == 8 * 4 * 32
-    assert len({arm["student_flops"] for arm in found["arms"]}) == 1
-    paid = {arm["arm"]: arm["teacher_flops"] for arm in found["arms"]}
+    assert len({arm["student_flops"] for arm in found["cells"]}) == 1
+    paid = {arm["cell"]: arm["teacher_flops"] for arm in found["cells"]}
     assert paid["ce"] == 0
     assert paid["hard"] == paid["kl-topk"] == paid["kl-sampled"] > 0
     names = sorted(Path(store).name for store in found["stores"])
@@ -131,7 +131,7 @@ def test_a_run_that_is_removed_is_the_only_one_made_again(
     again = run().as_json()
     assert trained == ["kl-topk"]
     timed = {"seconds"}
-    for before, after in zip(first.as_json()["arms"], again["arms"], strict=True):
+    for before, after in zip(first.as_json()["cells"], again["cells"], strict=True):
         assert {key: before[key] for key in before.keys() - timed} == {key: after[key] for key in after.keys() - timed}
 
 
@@ -164,13 +164,13 @@ def test_the_command_line_keeps_stdout_for_the_result(
         main.main()
     assert not stop.value.code
     printed = capsys.readouterr()
-    assert [arm["tokens"] for arm in json.loads(printed.out)["arms"]] == [3 * 4 * 32] * 4
+    assert [arm["tokens"] for arm in json.loads(printed.out)["cells"]] == [3 * 4 * 32] * 4
     assert "training kl-sampled: 100%" in printed.err
     monkeypatch.setattr(sys, "argv", ["limbeck", "quickstart", "-o", str(tmp_path / "quick"), "budget.amount=3"])
     with pytest.raises(SystemExit):
         main.main()
     text = capsys.readouterr().out
-    assert all(f"{arm['arm']:>12}: {arm['bits_per_byte']:.4f} bits per byte" in text for arm in json.loads(printed.out)["arms"])
+    assert all(f"{arm['cell']:>12}: {arm['bits_per_byte']:.4f} bits per byte" in text for arm in json.loads(printed.out)["cells"])
 
 
 @pytest.mark.usefixtures("finished", "no_figures")

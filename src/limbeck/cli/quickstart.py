@@ -19,12 +19,12 @@ def quickstart(
 
     result = run_study(load_study("quickstart"), output=output, overrides=parse_overrides(overrides or []))
     values = result.as_json()
-    lines = [_arm_line(arm) for arm in values["arms"]]
+    lines = [_arm_line(arm) for arm in values["cells"]]
     emit(values, as_json=as_json, lines=[*lines, f"report: {result.report}"])
 
 
 def _arm_line(arm: dict[str, Any]) -> str:
     if arm["bits_per_byte"] is None:
-        return f"{arm['arm']:>12}: diverged"
+        return f"{arm['cell']:>12}: diverged"
     kl = f", KL to teacher {arm['kl_to_teacher_nats']:.3f} nats" if arm["kl_to_teacher_nats"] is not None else ""
-    return f"{arm['arm']:>12}: {arm['bits_per_byte']:.4f} bits per byte{kl}, {arm['seconds']:.0f} s"
+    return f"{arm['cell']:>12}: {arm['bits_per_byte']:.4f} bits per byte{kl}, {arm['seconds']:.0f} s"

@@ -21,7 +21,7 @@ def report(
 ) -> None:
     """Compare runs with their control: figures, table, what may be concluded."""
     from limbeck.signals.places import is_published
-    from limbeck.study.run import report_of
+    from limbeck.study.report import report_of
 
     opened = {path.name: open_run(path) for path in runs}
     if len(opened) < len(runs):

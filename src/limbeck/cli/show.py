@@ -1,7 +1,7 @@
 """`limbeck show RECIPE`: a recipe resolved and priced."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -21,12 +21,11 @@ from limbeck.errors import SpecError
 from limbeck.plan.devices import find_device, sustained_flops_per_second
 from limbeck.plan.pretrained import student_config, student_vocab_size
 from limbeck.plan.price import Price, price
-from limbeck.plan.teachers import find
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.student import HuggingFaceStudent, Student
-from limbeck.spec.teacher import HuggingFaceTeacher
 from limbeck.students.exported import foreign_part, native
+from limbeck.teachers.files import known_config
 
 if TYPE_CHECKING:  # torch is imported when a recipe is shown, not when the command line starts
     from limbeck.optim.groups import Row
@@ -48,7 +47,7 @@ def show(
 def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_json: bool) -> None:
     """Print what a recipe is and costs; hours at `flops_per_second`, by default those of the default device."""
     speed = flops_per_second or sustained_flops_per_second(find_device(DEFAULT_DEVICE), utilisation=DEFAULT_UTILISATION)
-    config = teacher_config(recipe)
+    config = known_config(recipe.teacher)
     vocab_size = student_vocab_size(recipe.student) or (config or {}).get("vocab_size")
     if vocab_size is None:
         raise SpecError(
@@ -133,19 +132,6 @@ def _adapter_parameters(student: Student) -> int:
     from limbeck.students.pretrained import adapter_parameters
 
     return adapter_parameters(student)
-
-
-def teacher_config(recipe: Recipe) -> dict[str, Any] | None:
-    """The teacher's config.json or catalogue entry; None where there is no teacher, or it isn't on this machine."""
-    if recipe.teacher is None:
-        return None
-    name = recipe.teacher.model if isinstance(recipe.teacher, HuggingFaceTeacher) else recipe.teacher.model_slug
-    known = find(name)
-    if known is not None or not isinstance(recipe.teacher, HuggingFaceTeacher) or recipe.teacher.gguf_file is not None:
-        return known
-    from limbeck.teachers.files import locate, read_config
-
-    return read_config(locate(recipe.teacher))
 
 
 def _parameters(cost: Price, *, head: int) -> list[str]:

@@ -11,11 +11,13 @@ import numpy as np
 
 from limbeck.data.token_store import prepare_texts
 from limbeck.eval_results import EvalResult, Metric, read_results, write_result
+from limbeck.evals import artifact
 from limbeck.evals.bits_per_byte import evaluate as bits_per_byte
 from limbeck.evals.subject import EvalModel
 from limbeck.report.statistics import ratio_estimate
 from limbeck.runs import environment
 from limbeck.spec.evals import Eval
+from limbeck.spec.evals.artifact import Artifact
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
 from limbeck.spec.teacher import Context
 
@@ -38,6 +40,8 @@ def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path) -> d
 def measure(model: EvalModel, spec: Eval) -> tuple[dict[str, Metric], dict[str, Any]]:
     """Metrics and details of one evaluation."""
     match spec:
+        case Artifact():
+            return artifact.measure(model, spec)
         case BitsPerByte():
             return _bits_per_byte(model, spec)
 

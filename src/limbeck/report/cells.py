@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from limbeck.eval_results import EvalResult
 from limbeck.runs import Run
+from limbeck.spec.study import Basis
 
-Basis = Literal["tokens", "seconds", "flops"]
-"""What an arm and its control have had the same of."""
+Status = Literal["finished", "running", "stopped", "diverged", "failed", "waiting", "left out"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Cell:
     """Axis and the value that this cell has on it; empty without axes."""
     run: Run | None
     """None where nothing has been trained yet."""
-    status: Literal["finished", "running", "stopped", "diverged", "failed", "waiting", "left out"]
+    status: Status
     note: str = ""
     """Why it failed or was left out."""
     controls: Mapping[Basis, str] = field(default_factory=dict)

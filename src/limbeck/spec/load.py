@@ -24,9 +24,17 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
     return parse(Recipe, apply_overrides(values, overrides or {}), source=name_or_path)
 
 
-def load_study(name_or_path: str) -> Study:
-    """The study of that name or file."""
-    return parse(Study, read_yaml(name_or_path, folder="studies"), source=name_or_path)
+def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:
+    """The study of that name or file, with dotted-path overrides of its own keys applied."""
+    values = read_yaml(name_or_path, folder="studies")
+    return parse(Study, apply_overrides(values, overrides or {}), source=name_or_path)
+
+
+def split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of a study's own keys (`launch.jobs`, `seeds`), and those of its recipe's."""
+    own = set(Study.model_fields) - set(Recipe.model_fields)
+    of_study = {path: value for path, value in overrides.items() if path.partition(".")[0] in own}
+    return of_study, {path: value for path, value in overrides.items() if path not in of_study}
 
 
 def shipped(folder: str) -> list[str]:

@@ -1,155 +1,269 @@
-"""Running a study: teachers before those whom they teach, stores before the arms that read them, then the reports.
+"""Running a study: teachers before those whom they teach, stores before the cells that read them, then the controls that depend
+on what the others spent, then the report.
 
-Finished parts are not made again. An arm whose teacher diverged is left out, and the others go on.
+Finished parts are not made again. A cell that fails or diverges is a result; those that it was to teach are left out, and the
+others go on.
 """
 
-from collections.abc import Mapping, Sequence
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import DivergedError, SpecError
+from limbeck.errors import LimbeckError, SpecError
+from limbeck.eval_results import read_results
+from limbeck.plan.memory import training_memory_bytes
+from limbeck.plan.pretrained import student_vocab_size
 from limbeck.progress import say
-from limbeck.report.page import Arm, write_report
-from limbeck.runs import Costs, Run, is_finished, open_run, require_recipe
-from limbeck.signals.places import info_at, is_published
-from limbeck.spec.objective import needs_teacher
+from limbeck.runs import Costs, is_finished, open_run, require_recipe
+from limbeck.signals.places import is_published
+from limbeck.spec.base import nearest
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import Study
-from limbeck.study.expand import expand, teacher_arms, waves
+from limbeck.study.controls import Spent, with_controls, with_named_controls
+from limbeck.study.expand import Cells, expand, recipes_of, teacher_cells, waves
+from limbeck.study.launch import run_tasks, slots_of
+from limbeck.study.outcomes import forget_outcome, keep_outcome, read_outcomes
+from limbeck.study.report import write_report_of
+from limbeck.study.tasks import Outcome, Task
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Where everything is. `runs` of arms that were left out do not exist."""
+    """Where everything is. `runs` of cells that were left out do not exist."""
 
     runs: dict[str, Path]
     stores: tuple[str, ...]
     """Folders or URLs."""
-    reports: dict[str, Path]
-    """A page for every control that arms are compared with."""
+    report: Path
+    failed: dict[str, Outcome]
+    """Cells that ended with an error; those that diverged among them."""
+    left_out: tuple[str, ...] = ()
+    """Cells whose teacher has no finished student."""
 
     @property
-    def report(self) -> Path:
-        """The page of a study with one control."""
-        (page,) = self.reports.values()
-        return page
+    def broken(self) -> dict[str, Outcome]:
+        """Those that failed otherwise than by diverging, which is a result."""
+        return {name: outcome for name, outcome in self.failed.items() if outcome.status == "failed"}
 
     def as_json(self) -> dict[str, Any]:
         """What scripts read."""
-        pages = {control: str(page) for control, page in self.reports.items()}
         return {
-            "arms": [{"arm": arm, "run": str(path), **_costs_and_results(path)} for arm, path in self.runs.items()],
+            "cells": [{"cell": name, "run": str(path), **costs_and_results(path)} for name, path in self.runs.items()],
             "stores": list(self.stores),
-            **({"report": str(self.report)} if len(pages) == 1 else {"reports": pages}),
+            "failed": {name: asdict(outcome) for name, outcome in self.failed.items()},
+            "report": str(self.report),
         }
 
 
-def run_study(study: Study, *, output: str, overrides: Mapping[str, Any]) -> StudyResult:
-    """Run what is unfinished of a study, and write its reports. torch is imported only if there is something to run."""
-    recipes = expand(study, output=output, overrides=overrides)
-    _require_controls(study, recipes)
-    order = waves(recipes)
-    unfinished = {arm for arm, recipe in recipes.items() if not _is_done(recipe)}
-    if unfinished:
-        _run(recipes, order=order, unfinished=unfinished)
-    runs = {arm: Path(recipe.run_path) for arm, recipe in recipes.items()}
-    stores = sorted({recipe.store_path for recipe in recipes.values() if recipe.uses_store})
-    return StudyResult(runs, tuple(stores), _reports(study, recipes, runs=runs, output=Path(output)))
+def open_cells(study: Study, *, output: str, overrides: Mapping[str, Any]) -> Cells:
+    """All cells that are known so far, with their controls; what is on disk is checked. `SpecError`, `LimbeckError`: what is
+    wrong with the study, or with a run that is there, before anything is run."""
+    cells = with_named_controls(study, expand(study, output=output, overrides=overrides))
+    check_controls(study, cells)
+    cells = with_controls(study, cells, spent={})
+    cells = with_controls(study, cells, spent=spent_of(cells))
+    for cell in cells.values():
+        if Path(cell.recipe.run_path, "recipe.yaml").is_file():
+            require_recipe(cell.recipe.run_path, cell.recipe)
+    return cells
 
 
-def _require_controls(study: Study, recipes: Mapping[str, Recipe]) -> None:
-    """`SpecError` for a control that learns from a teacher: better before the first run than in the report after the last."""
-    for control, arms in study.groups().items():
-        if len(arms) > 1 and needs_teacher(recipes[control].objective):
-            raise SpecError(f"control={control} learns from a teacher itself: name an arm with objective.kind=ce")
+def run_study(
+    study: Study, *, output: str, overrides: Mapping[str, Any], only: Sequence[str] = (), again: bool = False
+) -> StudyResult:
+    """Run what is unfinished of a study, and write its report.
+
+    `only` names cells, or variants with all their seeds, to run alone; `again` puts their finished runs aside first. torch is
+    imported only if there is something to run.
+    """
+    cells = open_cells(study, output=output, overrides=overrides)
+    chosen = chosen_cells(cells, only)
+    with only_one(Path(output)):
+        if again:
+            _put_aside(cells, chosen)
+            cells = open_cells(study, output=output, overrides=overrides)
+        left_out = _run(study, cells, chosen=chosen, output=Path(output), retry=bool(only))
+        if not only:
+            before, cells = set(cells), with_controls(study, cells, spent=spent_of(cells))
+            _run(study, cells, chosen=set(cells) - before, output=Path(output), retry=False)
+            _measure_teachers(study, cells, output=Path(output))
+    runs = {name: Path(cell.recipe.run_path) for name, cell in cells.items()}
+    stores = sorted({cell.recipe.store_path for cell in cells.values() if cell.recipe.uses_store})
+    page = write_report_of(study, cells, output=Path(output))
+    return StudyResult(runs, tuple(stores), page, read_outcomes(Path(output)), left_out)
 
 
-def _reports(study: Study, recipes: Mapping[str, Recipe], *, runs: Mapping[str, Path], output: Path) -> dict[str, Path]:
-    """One page for each control with its arms, under its name where there are several."""
-    groups = study.groups()
-    compared = {control: arms for control, arms in groups.items() if len(arms) > 1 or len(groups) == 1}
-    pages = {}
-    for control, arms in compared.items():
-        only = len(compared) == 1
-        read = sorted({recipes[arm].store_path for arm in arms if recipes[arm].uses_store})
-        pages[control] = report_of(
-            {arm: runs[arm] for arm in arms},
-            control=control,
-            stores=[path for path in read if is_published(path)],  # a finished study's stores may have been removed
-            title=study.name if only else f"{study.name}: {control}",
-            folder=output if only else output / "reports" / control,
+def chosen_cells(cells: Cells, only: Sequence[str]) -> set[str]:
+    """The names of the cells that are meant; all where none is named."""
+    found: set[str] = set()
+    for name in only:
+        meant = {cell.name for cell in cells.values() if name in (cell.name, cell.variant)}
+        if not meant:
+            raise SpecError(f"{name} is not a cell of this study{nearest(name, list(cells))}")
+        found |= meant
+    return found or set(cells)
+
+
+def check_controls(study: Study, cells: Cells) -> None:
+    """`SpecError` for a control that learns from a teacher, and for budgets that differ where they are compared as equal."""
+    for cell in cells.values():
+        for name in set(cell.controls.values()):
+            if cells[name].taught:
+                raise SpecError(f"control={name} learns from a teacher itself: name an arm with objective.kind=ce")
+            if cell.taught:
+                _check_budgets(cell.name, cell.recipe, name, cells[name].recipe)
+    for arm, other in study.compare.items():
+        for name in (arm, other):
+            if not any(name in (cell.arm, cell.variant) for cell in cells.values()):
+                raise SpecError(f"compare.{arm}={other}: {name} is not one of the arms")
+
+
+def _check_budgets(name: str, recipe: Recipe, control: str, other: Recipe) -> None:
+    if recipe.budget != other.budget:
+        mine, theirs = (f"{each.budget.kind}={each.budget.amount:g}" for each in (recipe, other))
+        raise SpecError(
+            f"{name} has a budget of {mine} and its control {control} of {theirs}: give it a control with its own budget under "
+            "`controls`, or leave `control` out, and every cell gets controls of its own"
         )
-    return pages
 
 
-def report_of(runs: Mapping[str, Path], *, control: str, stores: Sequence[str], title: str, folder: Path) -> Path:
-    """The HTML report of some runs and the stores they read."""
-    opened = {name: _run_at(path) for name, path in runs.items()}
-    summaries = [run.summary for run in opened.values() if run is not None and run.summary is not None]
-    teachers = [summary["teacher"] for summary in summaries if summary["teacher"]]
-    return write_report(
-        [Arm(name, run) for name, run in opened.items()],
-        control=control,
-        stores=[info_at(path) for path in stores],
-        title=title,
-        folder=folder,
-        teacher=teachers[0] if len({teacher["name"] for teacher in teachers}) == 1 else None,
-    )
+def spent_of(cells: Cells) -> Spent:
+    """What finished cells have spent."""
+    found = {}
+    for name, cell in cells.items():
+        if is_finished(cell.recipe.run_path):
+            summary = open_run(cell.recipe.run_path).summary
+            assert summary is not None
+            found[name] = summary
+    return found
 
 
-def describe_store(facts: Mapping[str, Any]) -> str:
-    """A store in one line: size, what it keeps, how fast it was scored."""
-    tail = f", tail mass {facts['tail_mass']:.3f}" if "tail_mass" in facts else ""
-    return (
-        f"store {facts['path']}: {facts['bytes_per_token']:.1f} bytes/token, "
-        f"{facts['distinct_ids_per_token']:.1f} ids/token{tail}, scored at {facts['scoring_tokens_per_second']:,.0f} tokens/s"
-    )
+@contextmanager
+def only_one(output: Path) -> Iterator[None]:
+    """`LimbeckError` where another process is running this study already."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "study.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LimbeckError(f"{output} is being run by another process: wait for it, or choose another folder") from None
+        yield
 
 
-def _is_done(recipe: Recipe) -> bool:
+def _put_aside(cells: Cells, chosen: set[str]) -> None:
+    """Rename the runs of cells that are to be made again."""
+    for name in chosen:
+        path = Path(cells[name].recipe.run_path)
+        if path.is_dir():
+            number = 1
+            while (aside := path.with_name(f"{path.name}.before-{number}")).exists():
+                number += 1
+            path.rename(aside)
+            say(f"{name}: what was there is now {aside}")
+
+
+def _run(study: Study, cells: Cells, *, chosen: set[str], output: Path, retry: bool) -> tuple[str, ...]:
+    """Train what is unfinished among the chosen, teachers first; the cells that were left out. `retry`: also what diverged."""
+    left_out: list[str] = []
+    recipes = recipes_of(cells)
+    taught_by = teacher_cells(recipes)
+    diverged = {name for name, outcome in read_outcomes(output).items() if outcome.status == "diverged"}
+    lost = set() if retry else diverged
+    for wave in waves(recipes):
+        wanted = [name for name in wave if name in chosen and name not in lost and not _is_done(study, recipes[name])]
+        ready = [name for name in wanted if _has_teacher(name, taught_by, recipes)]
+        for name in (name for name in wanted if name not in ready):
+            left_out.append(name)
+            say(f"{name}: left out, because {taught_by[name]}, its teacher, has no finished student; the others go on")
+        lacking = _write_stores(study, [recipes[name] for name in ready], output=output)
+        tasks = [
+            Task(verb="train", name=name, recipes=(recipes[name],), evals=study.evals)
+            for name in ready
+            if recipes[name].store_path not in lacking or not recipes[name].uses_store
+        ]
+        _do(study, tasks, output=output)
+    return tuple(left_out)
+
+
+def _has_teacher(name: str, taught_by: Mapping[str, str], recipes: Mapping[str, Recipe]) -> bool:
+    teacher = taught_by.get(name)
+    return teacher is None or is_finished(recipes[teacher].run_path)
+
+
+def _do(study: Study, tasks: Sequence[Task], *, output: Path) -> dict[str, Outcome]:
+    if not tasks:
+        return {}
+
+    def report(task: Task, outcome: Outcome) -> None:
+        if outcome.status == "finished":
+            forget_outcome(output, task.name)
+            return
+        keep_outcome(output, task.name, outcome)
+        say(f"{task.name}: {outcome.status}: {outcome.error}")
+
+    for task in tasks:
+        forget_outcome(output, task.name)
+    slots = slots_of(study.launch, memory_bytes=max(_memory(task.recipes[0]) for task in tasks))
+    return run_tasks(tasks, launch=study.launch, folder=output / "tasks", slots=min(slots, len(tasks)), report=report)
+
+
+def _memory(recipe: Recipe) -> float:
+    return training_memory_bytes(recipe, vocab_size=student_vocab_size(recipe.student) or 50_000)
+
+
+def _is_done(study: Study, recipe: Recipe) -> bool:
+    """Whether a run is finished and all that is asked of it has been measured."""
     if not is_finished(recipe.run_path):
         return False
-    require_recipe(recipe.run_path, recipe)
-    return True
+    if not study.evals:
+        return True
+    there = read_results(Path(recipe.run_path))
+    return all(name in there and there[name].spec == spec.model_dump(mode="json") for name, spec in study.evals.items())
 
 
-def _run(recipes: Mapping[str, Recipe], *, order: Sequence[Sequence[str]], unfinished: set[str]) -> None:
-    from limbeck.train.train import train
-
-    taught_by = teacher_arms(recipes)
-    lost: set[str] = set()
-    for wave in order:
-        ready = [arm for arm in wave if arm in unfinished and taught_by.get(arm) not in lost]
-        for arm in (arm for arm in wave if arm in unfinished and arm not in ready):
-            lost.add(arm)
-            say(f"{arm}: left out, because {taught_by[arm]}, its teacher, has no finished student; the others go on")
-        _write_missing_stores([recipes[arm] for arm in ready])
-        for arm in ready:
-            try:
-                train(recipes[arm])
-            except DivergedError as error:  # a result like any other: the report shows the arm as unfinished
-                lost.add(arm)
-                say(str(error))
-
-
-def _write_missing_stores(recipes: Sequence[Recipe]) -> None:
-    from limbeck.study.stores import write_recipe_stores
-
+def _write_stores(study: Study, recipes: Sequence[Recipe], *, output: Path) -> set[str]:
+    """Write the stores that are missing, those of one teacher and one set of texts in one pass; those that could not be."""
     lacking = [recipe for recipe in recipes if recipe.uses_store and not is_published(recipe.store_path)]
-    if lacking:
-        for path in write_recipe_stores(lacking):
-            say(describe_store(info_at(path)))
+    lost: set[str] = set()
+    while lacking:
+        first = lacking[0]
+        together = [recipe for recipe in lacking if (recipe.teacher, recipe.data) == (first.teacher, first.data)]
+        lacking = [recipe for recipe in lacking if recipe not in together]
+        readers = list({recipe.store_path: recipe for recipe in together}.values())
+        assert first.teacher is not None
+        task = Task(verb="stores", name=f"stores-of-{first.teacher.slug}", recipes=tuple(readers))
+        outcome = _do(study, [task], output=output)[task.name]
+        if outcome.status != "finished":
+            lost |= {recipe.store_path for recipe in readers}
+            for recipe in together:
+                keep_outcome(output, recipe.name, Outcome("failed", outcome.error))
+    return lost
 
 
-def _run_at(path: Path) -> Run | None:
-    """A run, or None where the folder holds none: the arm was left out."""
-    return open_run(path) if (path / "recipe.yaml").is_file() else None
+def _measure_teachers(study: Study, cells: Cells, *, output: Path) -> None:
+    """Every teacher that is not a cell itself, as its students are measured."""
+    if not study.evals:
+        return
+    recipes = recipes_of(cells)
+    of_cells = teacher_cells(recipes)
+    outside = {
+        cell.recipe.teacher.slug: cell.recipe
+        for cell in cells.values()
+        if cell.taught and cell.name not in of_cells and cell.recipe.teacher is not None
+    }
+    tasks = [
+        Task(verb="teacher", name=slug, recipes=(recipe,), evals=study.evals, folder=str(output / "teachers" / slug))
+        for slug, recipe in outside.items()
+    ]
+    _do(study, tasks, output=output)
 
 
-def _costs_and_results(path: Path) -> dict[str, Any]:
+def costs_and_results(path: Path) -> dict[str, Any]:
     """Of a run; results are None where it diverged or was left out."""
-    run = _run_at(path)
+    run = open_run(path) if (path / "recipe.yaml").is_file() else None  # None: the cell was left out
     records = run.records if run is not None else ()
     summary = run.summary if run is not None else None
     last = summary or {**asdict(Costs()), **(records[-1] if records else {})}

@@ -5,10 +5,11 @@ them died write the shard in hand first. A store whose path is a URL is written 
 it is complete; so processes on several machines need a cache that they share (`LIMBECK_CACHE`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from limbeck.compute import pick_device
 from limbeck.errors import SpecError
@@ -110,3 +111,12 @@ def finish_the_shard() -> Iterator[Callable[[], None]]:
 
 def _reads_none(recipe: Recipe) -> SpecError:
     return SpecError(f"{recipe.name}: no signal store is read (objective.kind={recipe.objective.kind}, or signal.live)")
+
+
+def describe_store(facts: Mapping[str, Any]) -> str:
+    """A store in one line: size, what it keeps, how fast it was scored."""
+    tail = f", tail mass {facts['tail_mass']:.3f}" if "tail_mass" in facts else ""
+    return (
+        f"store {facts['path']}: {facts['bytes_per_token']:.1f} bytes/token, "
+        f"{facts['distinct_ids_per_token']:.1f} ids/token{tail}, scored at {facts['scoring_tokens_per_second']:,.0f} tokens/s"
+    )

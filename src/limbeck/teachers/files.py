@@ -10,6 +10,7 @@ from typing import Any
 from limbeck.errors import TeacherError, first_line
 from limbeck.gguf_folder import converted, remembered_sha256, smollm2_in_package
 from limbeck.model_config import SMOLLM2_HUB_ID, config_path, hub_revision, read_model_config
+from limbeck.plan.teachers import find
 from limbeck.spec.teacher import GGUFTeacher, HuggingFaceTeacher, SmolLM2Teacher, Teacher
 
 
@@ -58,6 +59,16 @@ def _located(spec: Teacher) -> TeacherFiles:
 def read_config(files: TeacherFiles) -> dict[str, Any] | None:
     """The teacher's config.json if it is on this machine, otherwise None. Does not import torch."""
     return read_model_config(files.model, revision=files.revision)
+
+
+def known_config(spec: Teacher | None) -> dict[str, Any] | None:
+    """A teacher's catalogue entry or config.json; None where there is no teacher, or neither is on this machine."""
+    if spec is None:
+        return None
+    known = find(spec.model if isinstance(spec, HuggingFaceTeacher) else spec.model_slug)
+    if known is not None or not isinstance(spec, HuggingFaceTeacher) or spec.gguf_file is not None:
+        return known
+    return read_config(locate(spec))
 
 
 def _stated_quantisation(config: Mapping[str, Any]) -> str:

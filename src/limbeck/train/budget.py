@@ -1,7 +1,9 @@
 """How much of the budget is spent: a pure function of the run's costs."""
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
 from limbeck.runs import Costs
 from limbeck.spec.budget import Budget, Flops, Seconds, Steps, Tokens
@@ -23,6 +25,11 @@ def spent(budget: Budget, costs: Costs) -> float:
 def fraction(budget: Budget, costs: Costs) -> float:
     """The share of the budget that is spent; at 1 or more the run is over."""
     return spent(budget, costs) / budget.amount
+
+
+def fraction_of(budget: Budget, record: Mapping[str, Any]) -> float:
+    """The share of the budget that a record of a run says is spent, at most 1."""
+    return min(1.0, fraction(budget, Costs(**{field.name: record[field.name] for field in fields(Costs)})))
 
 
 def fraction_during_next_step(budget: Budget, costs: Costs, *, step: Costs) -> float:

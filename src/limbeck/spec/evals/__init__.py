@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from limbeck.spec.evals.artifact import Artifact
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
 
-Eval = Annotated[BitsPerByte, Field(discriminator="kind")]
+Eval = Annotated[Artifact | BitsPerByte, Field(discriminator="kind")]

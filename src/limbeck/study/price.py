@@ -1,0 +1,98 @@
+"""What a study will cost, cell by cell, before it is run: the planner's word, which the report holds against what was measured.
+
+Controls whose budget is what their arm will have spent are priced at what the arm is predicted to spend.
+"""
+
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from limbeck.plan.devices import find_device, sustained_flops_per_second
+from limbeck.plan.study_price import ArmPrice, StudyPrice, price_study
+from limbeck.report.cells import Prediction
+from limbeck.spec.budget import Seconds
+from limbeck.spec.study import Study
+from limbeck.study.controls import with_controls
+from limbeck.study.expand import Cells, recipes_of, teacher_cells
+from limbeck.teachers.files import known_config
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A study before it is run."""
+
+    cells: Cells
+    """Controls among them that will only be made when their arms have run, under the names that they will have."""
+    price: StudyPrice
+
+    @property
+    def by_cell(self) -> dict[str, Prediction]:
+        """What the planner says of each cell. A store's bytes are said of every cell that reads it."""
+        stored = {store.path: store.bytes for store in self.price.stores}
+        return {
+            arm.arm: Prediction(
+                tokens=arm.tokens,
+                student_flops=arm.student_flops,
+                teacher_flops=arm.teacher_flops,
+                seconds=self._seconds(arm),
+                store_bytes=stored.get(arm.store) if arm.store is not None else None,
+            )
+            for arm in self.price.arms
+        }
+
+    @property
+    def hours(self) -> float | None:
+        """Of everything, one thing after another: training that is budgeted in seconds as it is, the rest by its FLOPs."""
+        training = [each.seconds for each in self.by_cell.values()]
+        scoring = [store.flops for store in self.price.stores]
+        if None in training or None in scoring:
+            return None
+        seconds = sum(each for each in training if each is not None)
+        return (seconds + sum(each for each in scoring if each is not None) / self.price.flops_per_second) / 3600
+
+    def restricted(self, names: Sequence[str]) -> "Predicted":
+        """Only these cells, in this order, and the stores that they read."""
+        priced = {arm.arm: arm for arm in self.price.arms}
+        arms = tuple(priced[name] for name in names)
+        read = {arm.store for arm in arms}
+        stores = tuple(store for store in self.price.stores if store.path in read)
+        return replace(self, price=replace(self.price, arms=arms, stores=stores))
+
+    def _seconds(self, arm: ArmPrice) -> float | None:
+        """Of training: a live teacher's reading is in it, a store's is not."""
+        budget = self.cells[arm.arm].recipe.budget
+        if isinstance(budget, Seconds):
+            return budget.amount
+        live = arm.teacher_flops if arm.store is None else 0.0
+        if arm.student_flops is None or live is None:
+            return None
+        return (arm.student_flops + live) / self.price.flops_per_second
+
+
+def predict(study: Study, cells: Cells, *, without_stores: Container[str] = ()) -> Predicted:
+    """Price all cells and the controls that they will need, on the study's hardware. `without_stores`: those that are there."""
+    speed = flops_per_second(study)
+    first = Predicted(cells, _priced(cells, speed=speed, without_stores=without_stores))
+    spent = {name: found for name, prediction in first.by_cell.items() if (found := _spending(prediction)) is not None}
+    everything = with_controls(study, cells, spent=spent)
+    return Predicted(everything, _priced(everything, speed=speed, without_stores=without_stores))
+
+
+def flops_per_second(study: Study) -> float:
+    """That the study's hardware keeps up."""
+    hardware = study.hardware
+    return sustained_flops_per_second(find_device(hardware.device), utilisation=hardware.utilisation, count=hardware.count)
+
+
+def _spending(prediction: Prediction) -> dict[str, Any] | None:
+    """As a run's summary would say it; None where the planner cannot."""
+    values = asdict(prediction)
+    found = {name: values[name] for name in ("tokens", "seconds", "student_flops", "teacher_flops")}
+    return None if None in found.values() else found
+
+
+def _priced(cells: Cells, *, speed: float, without_stores: Container[str]) -> StudyPrice:
+    recipes = recipes_of(cells)
+    taught_by = teacher_cells(recipes)
+    configs = {name: known_config(recipe.teacher) for name, recipe in recipes.items() if name not in taught_by}
+    return price_study(recipes, taught_by=taught_by, configs=configs, flops_per_second=speed, without_stores=without_stores)

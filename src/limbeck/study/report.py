@@ -1,0 +1,85 @@
+"""From a study's folder to its report: what was run, what it was compared with, what was predicted and what was measured."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from limbeck.eval_results import EvalResult, read_results
+from limbeck.report import cells as shown
+from limbeck.report.page import Arm, write_report
+from limbeck.report.study_page import write_study_report
+from limbeck.runs import open_run
+from limbeck.signals.places import info_at, is_published
+from limbeck.spec.study import Study
+from limbeck.study.expand import Cell, Cells
+from limbeck.study.price import predict
+from limbeck.study.status import CellStatus, status_of
+
+
+def write_report_of(study: Study, cells: Cells, *, output: Path) -> Path:
+    """Write the study's report into its folder; the path of the page."""
+    return write_study_report(view_of(study, cells, output=output), folder=output)
+
+
+def view_of(study: Study, cells: Cells, *, output: Path) -> shown.StudyView:
+    """All that the report shows."""
+    predicted = predict(study, cells)
+    prices = predicted.by_cell
+    stores = sorted({cell.recipe.store_path for cell in cells.values() if cell.recipe.uses_store})
+    there = [path for path in stores if is_published(path)]  # a finished study's stores may have been removed
+    return shown.StudyView(
+        name=study.name,
+        question=study.question,
+        cells=[_shown(study, each, prices.get(name)) for name, each in status_of(study, cells, output=output).items()],
+        stores=[info_at(path) for path in there],
+        fidelity={},
+        teachers=_teachers(output),
+        source=yaml.safe_dump(study.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True),
+        command=f"limbeck study run {study.name}.yaml -o {output}",
+    )
+
+
+def _shown(study: Study, each: CellStatus, predicted: shown.Prediction | None) -> shown.Cell:
+    cell = each.cell
+    return shown.Cell(
+        name=cell.name,
+        arm=cell.variant,
+        seed=cell.seed,
+        settings=dict(cell.settings),
+        run=each.run,
+        status=each.status,
+        note=each.note,
+        controls=dict(cell.controls),
+        compared_with=_compared_with(study, cell),
+        evals=read_results(Path(cell.recipe.run_path)),
+        predicted=predicted,
+    )
+
+
+def _compared_with(study: Study, cell: Cell) -> str | None:
+    """The variant that the study compares this one with: of an arm, the one with the same values on the same axes."""
+    other = study.compare.get(cell.variant) or study.compare.get(cell.arm)
+    if other is None:
+        return None
+    values = cell.variant.removeprefix(cell.arm)
+    return f"{other}{values}" if other in study.arms else other
+
+
+def _teachers(output: Path) -> Mapping[str, Mapping[str, EvalResult]]:
+    folder = output / "teachers"
+    return {path.name: read_results(path) for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+
+def report_of(runs: Mapping[str, Path], *, control: str, stores: Sequence[str], title: str, folder: Path) -> Path:
+    """The HTML report of some runs and the stores they read."""
+    opened = {name: open_run(path) for name, path in runs.items()}
+    teachers = [run.summary["teacher"] for run in opened.values() if run.summary is not None and run.summary["teacher"]]
+    return write_report(
+        [Arm(name, run) for name, run in opened.items()],
+        control=control,
+        stores=[info_at(path) for path in stores],
+        title=title,
+        folder=folder,
+        teacher=teachers[0] if len({teacher["name"] for teacher in teachers}) == 1 else None,
+    )
