@@ -63,6 +63,7 @@ def open_cells(study: Study, *, output: str, overrides: Mapping[str, Any]) -> Ce
     wrong with the study, or with a run that is there, before anything is run."""
     cells = with_named_controls(study, expand(study, output=output, overrides=overrides))
     check_controls(study, cells)
+    check_teachers(cells)
     cells = with_controls(study, cells, spent={})
     cells = with_controls(study, cells, spent=spent_of(cells))
     for cell in cells.values():
@@ -105,6 +106,18 @@ def chosen_cells(cells: Cells, only: Sequence[str]) -> set[str]:
             raise SpecError(f"{name} is not a cell of this study{nearest(name, list(cells))}")
         found |= meant
     return found or set(cells)
+
+
+def check_teachers(cells: Cells) -> None:
+    """`SpecError` for a cell that shows its teacher, another cell, more of a text than that was trained to read at once."""
+    recipes = recipes_of(cells)
+    for name, teacher in teacher_cells(recipes).items():
+        read, window = recipes[teacher].data.sequence_length, recipes[name].teacher.context.window  # type: ignore[union-attr]
+        if window > read:
+            raise SpecError(
+                f"{name}: teacher.context.window={window}, but its teacher {teacher} is trained on sequences of {read}: set "
+                f"teacher.context to {{window: {read}, overlap: {read // 4}}}"
+            )
 
 
 def check_controls(study: Study, cells: Cells) -> None:
