@@ -170,7 +170,9 @@ def test_the_command_line_keeps_stdout_for_the_result(
     with pytest.raises(SystemExit):
         main.main()
     text = capsys.readouterr().out
-    assert all(f"{arm['cell']:>12}: {arm['bits_per_byte']:.4f} bits per byte" in text for arm in json.loads(printed.out)["cells"])
+    assert all(
+        f"{arm['cell']:>12}: {arm['bits_per_byte']:.4f} bits per byte" in text for arm in json.loads(printed.out)["cells"]
+    )
 
 
 @pytest.mark.usefixtures("finished", "no_figures")

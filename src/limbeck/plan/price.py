@@ -26,7 +26,9 @@ class Price:
     trained: int
     """How many of them learn; beside an adapter, those of the adapter."""
     student_flops_per_token: float
-    """Forward; training is three times that, or less beside an adapter."""
+    """Forward."""
+    training_flops_per_token: float
+    """Forward and backward: three times forward, or less beside an adapter."""
     teacher_flops_per_token: float | None
     """Forward; 0 where the recipe has no teacher."""
     tokens: float | None
@@ -69,6 +71,7 @@ def price(
         params=params,
         trained=adapter_parameters if adapts else params.total,
         student_flops_per_token=forward,
+        training_flops_per_token=training,
         teacher_flops_per_token=scoring,
         tokens=tokens,
         student_flops=student_flops,

@@ -28,6 +28,8 @@ class ArmPrice:
     params: int
     """Outside the embeddings."""
     total_params: int
+    training_flops_per_token: float
+    """Of the student, forward and backward."""
     tokens: float | None
     student_flops: float | None
     """Forward and backward."""
@@ -139,6 +141,7 @@ def _arm_price(
         teacher=taught_by.get(arm, recipe.teacher.slug) if taught and recipe.teacher is not None else None,
         params=cost.params.non_embedding,
         total_params=cost.params.total,
+        training_flops_per_token=cost.training_flops_per_token,
         tokens=cost.tokens,
         student_flops=cost.student_flops,
         teacher_flops=_product(scoring, rows) if taught else 0.0,

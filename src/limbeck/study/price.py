@@ -10,7 +10,7 @@ from typing import Any
 from limbeck.plan.devices import find_device, sustained_flops_per_second
 from limbeck.plan.study_price import ArmPrice, StudyPrice, price_study
 from limbeck.report.cells import Prediction
-from limbeck.spec.budget import Seconds
+from limbeck.spec.budget import Budget, Seconds
 from limbeck.spec.study import Study
 from limbeck.study.controls import with_controls
 from limbeck.study.expand import Cells, recipes_of, teacher_cells
@@ -95,4 +95,13 @@ def _priced(cells: Cells, *, speed: float, without_stores: Container[str]) -> St
     recipes = recipes_of(cells)
     taught_by = teacher_cells(recipes)
     configs = {name: known_config(recipe.teacher) for name, recipe in recipes.items() if name not in taught_by}
-    return price_study(recipes, taught_by=taught_by, configs=configs, flops_per_second=speed, without_stores=without_stores)
+    found = price_study(recipes, taught_by=taught_by, configs=configs, flops_per_second=speed, without_stores=without_stores)
+    return replace(found, arms=tuple(_by_the_clock(arm, recipes[arm.arm].budget, speed=speed) for arm in found.arms))
+
+
+def _by_the_clock(arm: ArmPrice, budget: Budget, *, speed: float) -> ArmPrice:
+    """Of a student without a teacher that trains for so many seconds: what the hardware does in them."""
+    if not isinstance(budget, Seconds) or arm.teacher is not None:
+        return arm
+    flops = budget.amount * speed
+    return replace(arm, student_flops=flops, tokens=flops / arm.training_flops_per_token)

@@ -1,0 +1,124 @@
+"""From a study to its cells: products of axes and seeds, names, and what makes no sense and is refused before anything runs."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from limbeck.errors import SpecError
+from limbeck.spec.base import parse
+from limbeck.spec.study import Study
+from limbeck.spec.teacher import HuggingFaceTeacher
+from limbeck.study.expand import Cells, expand
+
+
+def study_of(**values: Any) -> Study:
+    return parse(Study, {"name": "s", "recipe": "quickstart", **values}, source="s.yaml")
+
+
+def cells_of(overrides: dict[str, Any] | None = None, **values: Any) -> Cells:
+    return expand(study_of(**values), output="out", overrides=overrides or {})
+
+
+def refusal(**values: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        cells_of(**values)
+    return str(caught.value)
+
+
+def test_every_arm_is_crossed_with_its_axes_and_the_seeds() -> None:
+    axes = {"signal.draws": [12, 50], "optimizer.lr": [1e-3, 2e-3, 4e-3]}
+    cells = cells_of(arms={"kd": {"axes": axes}, "ce": {"objective.kind": "ce"}}, seeds=[3, 5])
+    expected = {(draws, lr, seed) for draws, lr, seed in itertools.product([12, 50], [1e-3, 2e-3, 4e-3], [3, 5])}
+    kd = [cell for cell in cells.values() if cell.arm == "kd"]
+    assert {(cell.recipe.signal.draws, cell.recipe.optimizer.lr, cell.recipe.seed) for cell in kd} == expected  # type: ignore[union-attr]
+    assert len(kd) == 12
+    assert {cell.recipe.seed for cell in cells.values() if cell.arm == "ce"} == {3, 5}
+    one = cells["kd-draws12-lr0.002-seed5"]
+    assert one.settings == {"signal.draws": 12, "optimizer.lr": 2e-3}
+    assert (one.variant, one.seed, one.recipe.run_path) == ("kd-draws12-lr0.002", 5, "out/runs/kd-draws12-lr0.002-seed5")
+
+
+def test_an_axis_of_the_study_goes_to_the_arms_that_it_changes_and_leaves_the_others_alone() -> None:
+    arms = {"kd": {}, "ce": {"objective.kind": "ce"}}
+    assert list(cells_of(arms=arms, axes={"signal.draws": [12, 50]})) == ["kd-draws12", "kd-draws50", "ce"]
+    both = cells_of(arms=arms, axes={"optimizer.lr": [1e-3, 2e-3]})
+    assert list(both) == ["kd-lr0.001", "kd-lr0.002", "ce-lr0.001", "ce-lr0.002"]
+
+
+def test_values_with_labels_may_change_several_keys_and_a_bare_number_is_named_with_its_axis() -> None:
+    sizes = {"small": {"student.num_layers": 2, "student.intermediate_size": 64}, "large": {"student.num_layers": 3}}
+    mixing = {0.25: {"optimizer.lr": 1e-3}, 0.5: {"optimizer.lr": 2e-3}}
+    cells = cells_of(axes={"size": sizes, "alpha": mixing})
+    assert list(cells) == [f"student-{size}-alpha{alpha}" for size in ("small", "large") for alpha in (0.25, 0.5)]
+    cell = cells["student-small-alpha0.5"]
+    assert cell.settings == {"size": "small", "alpha": 0.5}
+    assert (cell.recipe.student.num_layers, cell.recipe.student.intermediate_size) == (2, 64)  # type: ignore[union-attr]
+    assert cell.recipe.optimizer.lr == 2e-3
+
+
+def test_what_is_set_nearer_to_the_cell_wins() -> None:
+    arms = {"plain": {}, "own": {"optimizer.lr": 0.03}}
+    settings = {"optimizer.lr": 0.01, "batch.sequences": 2}
+    cells = cells_of(arms=arms, settings=settings, overrides={"optimizer.lr": 0.02})
+    assert [cell.recipe.optimizer.lr for cell in cells.values()] == [0.02, 0.03]
+    assert {cell.recipe.batch.sequences for cell in cells.values()} == {2}
+
+
+def test_a_teacher_with_seeds_teaches_the_student_of_its_own_seed_and_one_without_teaches_all() -> None:
+    arms = {"teacher": {"objective.kind": "ce", "student.num_layers": 2}, "kd": {"teacher.arm": "teacher"}}
+    cells = cells_of(arms=arms, seeds=[0, 1])
+    models = {
+        name: cell.recipe.teacher.model for name, cell in cells.items() if isinstance(cell.recipe.teacher, HuggingFaceTeacher)
+    }
+    assert models == {f"kd-seed{seed}": f"out/runs/teacher-seed{seed}/student" for seed in (0, 1)}
+    arms["teacher"]["seeds"] = [7]
+    cells = cells_of(arms=arms, seeds=[0, 1])
+    assert cells["teacher"].recipe.seed == 7
+    assert {cells[f"kd-seed{seed}"].recipe.teacher.model for seed in (0, 1)} == {"out/runs/teacher/student"}  # type: ignore[union-attr]
+
+
+def test_teachers_can_be_an_axis() -> None:
+    alone = {"objective.kind": "ce", "axes": {"student.num_layers": [2, 3]}}
+    taught = {"axes": {"from": {"two": {"teacher.arm": "alone-num_layers2"}, "three": {"teacher.arm": "alone-num_layers3"}}}}
+    cells = cells_of(arms={"alone": alone, "taught": taught})
+    assert [cells[f"taught-{name}"].recipe.teacher.model for name in ("two", "three")] == [  # type: ignore[union-attr]
+        f"out/runs/alone-num_layers{layers}/student" for layers in (2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"axes": {"signal.drows": [1, 2]}}, "signal.drows is not a key; did you mean 'draws'?"),
+        ({"arms": {"a": {"axes": {"optimiser.lr": [1, 2]}}}}, "optimiser is not a key; did you mean 'optimizer'?"),
+        ({"arms": {"ce": {"objective.kind": "ce"}}, "axes": {"signal.draws": [12, 50]}}, "axes.signal.draws changes nothing"),
+        (
+            {"arms": {"ce": {"objective.kind": "ce", "axes": {"signal.draws": [12, 50]}}}},
+            "arms.ce.axes.signal.draws: draws12 and draws50 are the same run",
+        ),
+        ({"axes": {"lr": {"a": {"optimizer.lr": 1e-3}, "b": {"optimizer.lr": 1e-3}, "c": {"optimizer.lr": 2e-3}}}}, "a and b"),
+        ({"axes": {"signal.draws": [50]}}, "axes.signal.draws has 1 value"),
+        ({"axes": {"signal.draws": [50, 50]}}, "axes.signal.draws has the same value twice"),
+        ({"axes": {"signal.draws": 50}}, "axes.signal.draws=50 is not a list of values"),
+        ({"axes": {"signal": [{"kind": "hard"}, {"kind": "dense"}]}}, "give each value a label"),
+        ({"arms": {"a": {}, "b": {"name": "b"}}}, "a and b are the same run"),
+        ({"arms": {"a": {"teacher.arm": "nobody"}}}, "arms.a: teacher.arm=nobody is not one of the arms"),
+        (
+            {"arms": {"t": {"objective.kind": "ce", "axes": {"seed": [1, 2]}}, "a": {"teacher.arm": "t"}}},
+            "name one of its cells (t-seed1, t-seed2)",
+        ),
+        ({"arms": {"a": {"seeds": 3}}}, "arms.a.seeds=3 is not a list of whole numbers"),
+        ({"compare": {"student": "student"}}, "an arm is no different from itself"),
+        ({"evals": ["bits_per_byte", "bits_per_byte"]}, "evals is a list of kinds, each once"),
+        ({"evals": ["bits_per_bite"]}, "bits_per_bite"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(values: dict[str, Any], said: str) -> None:
+    text = refusal(**values)
+    assert said in text
+    assert "\n" not in text
+
+
+def test_a_misspelt_axis_says_in_which_study_and_arm() -> None:
+    assert refusal(axes={"signal.drows": [1, 2]}).startswith("study s, student, axis signal.drows: quickstart: ")
