@@ -189,10 +189,12 @@ def _labelled_values(name: str, values: Any) -> Any:
 
 
 def _label(path: str, value: Any) -> str:
-    """`k4`, `temperature2`; what names itself (an arm, a kind) stands alone."""
+    """`k4`, `amount2e9`; what names itself (an arm, a kind) stands alone."""
     if isinstance(value, str):
         return value.replace("/", "-")
     last = path.rpartition(".")[2]
     if isinstance(value, bool):
         return f"{last}-{'on' if value else 'off'}"
-    return f"{last}{'-none' if value is None else f'{value:.6g}'}"
+    if value is None:
+        return f"{last}-none"
+    return f"{last}{f'{value:.6g}'.replace('e+0', 'e').replace('e+', 'e')}"

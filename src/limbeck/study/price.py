@@ -100,8 +100,8 @@ def _priced(cells: Cells, *, speed: float, without_stores: Container[str]) -> St
 
 
 def _by_the_clock(arm: ArmPrice, budget: Budget, *, speed: float) -> ArmPrice:
-    """Of a student without a teacher that trains for so many seconds: what the hardware does in them."""
-    if not isinstance(budget, Seconds) or arm.teacher is not None:
+    """Of a student that trains for so many seconds: what the hardware does in them; not where a teacher reads beside it."""
+    if not isinstance(budget, Seconds) or (arm.teacher is not None and arm.store is None):
         return arm
     flops = budget.amount * speed
     return replace(arm, student_flops=flops, tokens=flops / arm.training_flops_per_token)
