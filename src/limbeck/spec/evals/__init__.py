@@ -5,5 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
+from limbeck.spec.evals.calibration import Calibration
+from limbeck.spec.evals.copying import Copying
 
-Eval = Annotated[BitsPerByte, Field(discriminator="kind")]
+Eval = Annotated[BitsPerByte | Calibration | Copying, Field(discriminator="kind")]
