@@ -23,9 +23,12 @@ def show_kinds(
     as_json: bool,
 ) -> None:
     """Measure what is not there yet, or all of it `again`; keep it in the run's folder or `output`, and print the tables."""
-    evals = load_evals(kinds, parse_overrides(overrides))
+    settings = parse_overrides(overrides)
     folder = model_of(target)
     chosen = recipe_of(target, recipe)
+    if chosen is not None and not chosen.evaluation.kl_to_teacher and "calibration" in kinds:
+        settings = {"calibration.to_teacher": False, **settings}  # such as a teacher that cannot be loaded here
+    evals = load_evals(kinds, settings)
     kept = output or (Path(target) if is_run(target) else Path(FOLDER) / Path(target).name)
     from limbeck.evals.run import run_evals
     from limbeck.evals.subject import open_model
@@ -34,7 +37,7 @@ def show_kinds(
         target,
         folder,
         heldout=texts_of(chosen, texts),
-        teacher=chosen.teacher if chosen is not None and chosen.evaluation.kl_to_teacher else None,
+        teacher=chosen.teacher if chosen is not None else None,
         sequence_length=chosen.data.sequence_length if chosen is not None else None,
         dtype="float32" if is_run(target) else "auto",  # rounding a student's float32 weights would change what it says
     )
@@ -53,8 +56,9 @@ def _lines(name: str, result: EvalResult, *, folder: Path) -> list[str]:
 
 
 def _settings(spec: Mapping[str, Any]) -> list[str]:
-    """What was asked for, but for what is left to the model or the machine."""
-    return [f"{key}={value}" for key, value in spec.items() if key != "kind" and value not in (None, {}, [])]
+    """What was asked for; of what holds keys of its own, their names."""
+    shown = {key: list(value) if isinstance(value, dict) else value for key, value in spec.items() if key != "kind"}
+    return [f"{key}={value}" for key, value in shown.items() if value not in (None, [])]
 
 
 def _interval(metric: Metric) -> str:

@@ -58,7 +58,8 @@ class Reliability:
 
         Noise alone gives a difference in every bin, and resampling adds as much noise again, so the resampled errors lie too
         high by about as much as the error does. The basic bootstrap (Efron & Tibshirani 1993, ch. 13) mirrors them at it, which
-        takes that off; the interval is held to contain the error, and ends at 0.
+        takes that off; the interval is held to contain the error, and ends at 0. Where the error is no larger than the noise
+        (0.03 with 2,000 positions in 21 bins) it is still too short: it holds an error of 0 in half of all cases.
         """
         gap_DB, count_D = self.outcome_DB - self.confidence_DB, self.count_DB.sum(1)
         value = float(np.abs(gap_DB.sum(0)).sum() / count_D.sum())
@@ -214,7 +215,8 @@ def _teacher_details(reference: Reference | None, found: Columns) -> dict[str, A
 def _mean(found: Columns, column: str) -> Estimate:
     """Over positions, and its interval over documents."""
     document_N = found["document"].astype(np.int64)
-    return ratio_estimate(np.bincount(document_N, found[column]), np.bincount(document_N, np.ones(len(document_N))))
+    sums_D, counts_D = (np.bincount(document_N, each).astype(np.float64) for each in (found[column], None))
+    return ratio_estimate(sums_D, counts_D)
 
 
 def _metric(estimate: Estimate, documents: int, better: Literal["lower", "higher"] | None) -> Metric:

@@ -3,14 +3,15 @@
 Heads that find the last time a token occurred and say what followed are much of what reading in context is (Olsson et al.,
 arXiv 2209.11895), and distilling is said to weaken them (arXiv 2509.01649). Three probes, each by lag, the tokens from a token
 to its copy: random tokens, no two alike, read twice; held-out text read twice; and among random tokens a pair A B, of which A
-comes again at the end and B is asked for. A half is measured without its first token, of which nothing says that it is next.
+comes again at the end and B is asked for, and once more with another token in A's first place. A reading is measured without
+its first token, of which nothing says that it is next.
 
 Tokens are drawn from the ordinary ones of the model's own tokenizer. Nats of models with different tokenizers are of different
 tokens: compare those of one tokenizer. Legend: S sequences, L tokens of a block (the lag), T tokens of a sequence.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,15 @@ class TwoReadings:
     second_accuracy_S: Array
 
 
+@dataclass(frozen=True)
+class Induction:
+    """Of every sequence [S]: what is said of B at the end, and its nats where A has not stood before B."""
+
+    nats_S: Array
+    accuracy_S: Array
+    unpaired_nats_S: Array
+
+
 def check(model: EvalModel, spec: Copying) -> None:
     """`LimbeckError` where the window is too short for any lag, or no text is long enough to be read twice."""
     lags = _lags(model, spec)
@@ -63,7 +73,7 @@ def measure(model: EvalModel, spec: Copying) -> tuple[dict[str, Metric], dict[st
         say(f"copying: {model.name} reads {model.window(spec.window)} tokens, so lags are {lags} without {left_out}")
     metrics: dict[str, Metric] = {}
     by_lag = []
-    rows = spec.sequences * sum((2 * lag) * (1 if store is None else 2) + lag + 2 for lag in lags)
+    rows = sum(spec.sequences * (4 * lag + 4) + 2 * lag * _num_texts(store, lag, spec.sequences) for lag in lags)
     with progress("copying", total=rows) as advance:
         for lag in lags:
             rng = np.random.default_rng([spec.seed, lag])
@@ -71,12 +81,11 @@ def measure(model: EvalModel, spec: Copying) -> tuple[dict[str, Metric], dict[st
             random = read_twice(model.reader, blocks_SL, start=start, advance=advance)
             text_SL = None if store is None else _text_blocks(store, lag, sequences=spec.sequences, rng=rng)
             text = None if text_SL is None else read_twice(model.reader, text_SL, start=start, advance=advance)
-            pairs_SL = np.stack([rng.choice(ids, lag, replace=False) for _ in range(spec.sequences)])
-            nats_S, right_S = induction(model.reader, pairs_SL, start=start, advance=advance)
-            found = dict(_metrics(random, text, right_S))
+            tokens_SL1 = np.stack([rng.choice(ids, lag + 1, replace=False) for _ in range(spec.sequences)])
+            induced = induction(model.reader, tokens_SL1, start=start, advance=advance)
+            found = dict(_metrics(random, text, induced))
             metrics |= {f"{name}_lag{lag}": metric for name, metric in found.items()}
-            induced = {"nats": float(nats_S.mean()), "accuracy": float(right_S.mean())}
-            by_lag.append({"lag": lag, "random": _means(random), "text": _means(text), "induction": induced})
+            by_lag.append({"lag": lag, "random": _means(random), "text": _means(text), "induction": _means(induced)})
     return metrics, {"window": model.window(spec.window), "vocabulary": len(ids), "by_lag": by_lag}
 
 
@@ -90,12 +99,14 @@ def read_twice(reader: Reader, blocks_SL: Ids, *, start: int, advance: Advance) 
     return TwoReadings(*halves)
 
 
-def induction(reader: Reader, pairs_SL: Ids, *, start: int, advance: Advance) -> tuple[Array, Array]:
-    """(nats, whether it was the top-1) [S] of B after `start` A B … A, where A B … are the tokens of `pairs_SL`."""
-    starts_S1 = np.full((len(pairs_SL), 1), start)
-    sequences_ST = np.concatenate([starts_S1, pairs_SL, pairs_SL[:, :2]], 1)
-    nats_ST, right_ST = _scored(reader, sequences_ST, advance=advance)
-    return nats_ST[:, -1], right_ST[:, -1]
+def induction(reader: Reader, tokens_SL1: Ids, *, start: int, advance: Advance) -> Induction:
+    """What is said of B after `start` A B … A, and after `start` C B … A, where A B … C are the tokens [S, L + 1] given."""
+    starts_S1 = np.full((len(tokens_SL1), 1), start)
+    paired_ST = np.concatenate([starts_S1, tokens_SL1[:, :-1], tokens_SL1[:, :2]], 1)
+    unpaired_ST = np.concatenate([starts_S1, tokens_SL1[:, -1:], paired_ST[:, 2:]], 1)
+    nats_ST, right_ST = _scored(reader, paired_ST, advance=advance)
+    unpaired_nats_ST, _ = _scored(reader, unpaired_ST, advance=advance)
+    return Induction(nats_ST[:, -1], right_ST[:, -1], unpaired_nats_ST[:, -1])
 
 
 @torch.no_grad()
@@ -120,7 +131,7 @@ def _scored(reader: Reader, sequences_ST: Ids, *, advance: Advance) -> tuple[Arr
 def _lags(model: EvalModel, spec: Copying) -> list[int]:
     """Those asked for that fit twice into the window and have as many different tokens; where none does, the longest."""
     window = model.reading(spec.window, 0, kind=spec.kind).window
-    most = min(window // 2, len(_ordinary_ids(model)))
+    most = min(window // 2, len(_ordinary_ids(model)) - 1)
     if most < 2:
         raise SpecError(f"copying: {model.name} reads {window} tokens, and two blocks of two tokens need 4")
     return sorted({lag for lag in spec.lags if lag <= most}) or [most]
@@ -142,6 +153,10 @@ def _long_enough(store: TokenStore, lag: int) -> Sequence[int]:
     return np.flatnonzero(store.lengths - 2 >= lag).tolist()
 
 
+def _num_texts(store: TokenStore | None, lag: int, sequences: int) -> int:
+    return 0 if store is None else min(sequences, len(_long_enough(store, lag)))
+
+
 def _text_blocks(store: TokenStore, lag: int, *, sequences: int, rng: np.random.Generator) -> Ids | None:
     """From somewhere in each of as many documents as are asked for, or are long enough; None where none is."""
     there = _long_enough(store, lag)
@@ -156,14 +171,15 @@ def _text_blocks(store: TokenStore, lag: int, *, sequences: int, rng: np.random.
     return np.stack([block(document) for document in chosen])
 
 
-def _metrics(random: TwoReadings, text: TwoReadings | None, induced_S: Array) -> Iterator[tuple[str, Metric]]:
+def _metrics(random: TwoReadings, text: TwoReadings | None, induced: Induction) -> Iterator[tuple[str, Metric]]:
     yield "random_nats", _metric(random.second_nats_S, "lower")
     yield "random_gain_nats", _metric(random.first_nats_S - random.second_nats_S, "higher")
     yield "random_accuracy", _metric(random.second_accuracy_S, "higher")
     yield "random_accuracy_gain", _metric(random.second_accuracy_S - random.first_accuracy_S, "higher")
     if text is not None:
         yield "text_gain_nats", _metric(text.first_nats_S - text.second_nats_S, "higher")
-    yield "induction_accuracy", _metric(induced_S, "higher")
+    yield "induction_gain_nats", _metric(induced.unpaired_nats_S - induced.nats_S, "higher")
+    yield "induction_accuracy", _metric(induced.accuracy_S, "higher")
 
 
 def _metric(values_S: Array, better: Literal["lower", "higher"]) -> Metric:
@@ -171,13 +187,9 @@ def _metric(values_S: Array, better: Literal["lower", "higher"]) -> Metric:
     return Metric(found.value, found.low, found.high, len(values_S), better)
 
 
-def _means(readings: TwoReadings | None) -> dict[str, float] | None:
-    if readings is None:
+def _means(found: TwoReadings | Induction | None) -> dict[str, float] | None:
+    """Of every array, by its name without its shape; and how many sequences there were."""
+    if found is None:
         return None
-    return {
-        "first_nats": float(readings.first_nats_S.mean()),
-        "second_nats": float(readings.second_nats_S.mean()),
-        "first_accuracy": float(readings.first_accuracy_S.mean()),
-        "second_accuracy": float(readings.second_accuracy_S.mean()),
-        "sequences": len(readings.first_nats_S),
-    }
+    values = {field.name.removesuffix("_S"): getattr(found, field.name) for field in fields(found)}
+    return {name: float(values_S.mean()) for name, values_S in values.items()} | {"sequences": len(next(iter(values.values())))}

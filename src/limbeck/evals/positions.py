@@ -18,8 +18,10 @@ from limbeck.errors import LimbeckError
 from limbeck.evals.reference import Reference
 from limbeck.progress import progress
 from limbeck.spec.teacher import Context
-from limbeck.teachers.score import Reader, passages, score_logits
+from limbeck.teachers.score import Passage, Reader, passages, score_logits
 
+CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
+"""Of one distribution that is held. On CPUs fresh memory of more than some megabytes costs page faults every time."""
 Columns = dict[str, NDArray[np.float64]]
 """A number of every position [N], by its name; `document` is the index of its document."""
 
@@ -46,7 +48,7 @@ def read_positions(
     head_VE = reference.head_VE.to(reader.device) if reference is not None else None
     parts: list[Columns] = []
     with progress(title, total=store.num_rows) as advance:
-        for passage, first, logits_RV in score_logits(reader, documents, work):
+        for passage, first, logits_RV in _chunks(score_logits(reader, documents, work)):
             last = first + len(logits_RV)
             targets = documents[passage.document][first + 1 : last + 1].astype(np.int64)
             next_R = torch.from_numpy(targets).to(logits_RV.device)
@@ -63,6 +65,13 @@ def read_positions(
             parts.append({"document": np.full(len(targets), float(passage.document)), **part})
             advance(len(targets))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _chunks(scored: Iterator[tuple[Passage, int, Tensor]]) -> Iterator[tuple[Passage, int, Tensor]]:
+    for passage, first, logits_RV in scored:
+        rows = max(1, CHUNK_ELEMENTS.get(logits_RV.device.type, 2**22) // logits_RV.shape[1])
+        for start in range(0, len(logits_RV), rows):
+            yield passage, first + start, logits_RV[start : start + rows]
 
 
 def _of_model(log_q_RV: Tensor, next_R: Tensor) -> Iterator[tuple[str, Tensor]]:

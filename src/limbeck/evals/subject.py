@@ -67,8 +67,8 @@ class EvalModel:
     def _require_id(self, highest: int) -> None:
         if highest >= self.reader.vocab_size:
             raise LimbeckError(
-                f"the tokenizer in {self.tokenizer.folder} does not fit {self.name}: it gives ids up to {highest}, and the model "
-                f"knows {self.reader.vocab_size}: save the tokenizer that it was trained with beside it"
+                f"the tokenizer in {self.tokenizer.folder} does not fit {self.name}: it gives ids up to {highest}, and the "
+                f"model knows {self.reader.vocab_size}: save the tokenizer that it was trained with beside it"
             )
 
     @property

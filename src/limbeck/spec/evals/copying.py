@@ -12,7 +12,7 @@ class Copying(Spec):
 
     kind: Literal["copying"] = "copying"
     lags: tuple[Annotated[int, Field(ge=2)], ...] = Field((16, 64, 256), min_length=1)
-    """Tokens from a token to its copy. Those that do not fit twice into the window are left out; if all, half of it is taken."""
+    """Tokens from a token to its copy. Those that do not fit twice into the window are left out; if all, half the window."""
     sequences: PositiveInt = 64
     """Of each lag."""
     text: bool = True
