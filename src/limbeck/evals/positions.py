@@ -36,7 +36,7 @@ def read_positions(
     agreement: Sequence[int] = (),
     title: str = "reading",
 ) -> Columns:
-    """Every position that has a next token, the one before the end token too; in any order.
+    """Every position that has a next token, the one before the end token too, in the order of the store.
 
     Of the model: `confidence` (its largest probability), `correct` (whether that is the next token's), `entropy` in nats and
     `brier`. With a reference the same of the teacher but brier (`teacher_confidence`, …); `agrees` (the same top-1), `kl` =
@@ -46,7 +46,8 @@ def read_positions(
     documents = [store.document(index) for index in range(len(store))]
     work = passages(store.lengths.tolist(), context=context)
     head_VE = reference.head_VE.to(reader.device) if reference is not None else None
-    parts: list[Columns] = []
+    first_row = store.offsets[:-1] - np.arange(len(store))
+    columns: Columns = {"document": np.repeat(np.arange(len(store), dtype=np.float64), store.lengths - 1)}
     with progress(title, total=store.num_rows) as advance:
         for passage, first, logits_RV in _chunks(score_logits(reader, documents, work)):
             last = first + len(logits_RV)
@@ -59,12 +60,15 @@ def read_positions(
                 log_p_RV = torch.nn.functional.linear(hidden_RE, head_VE).float().log_softmax(-1)
                 found |= {f"teacher_{name}": values_R for name, values_R in _of_model(log_p_RV, next_R) if name != "brier"}
                 found |= dict(_of_both(log_p_RV, log_q_RV, agreement))
-            part = {name: values_R.double().cpu().numpy() for name, values_R in found.items()}
-            if not all(np.isfinite(values).all() for values in part.values()):
-                raise LimbeckError(f"what is said of held-out document {store.ids[passage.document]} is not finite")
-            parts.append({"document": np.full(len(targets), float(passage.document)), **part})
+            begin = int(first_row[passage.document]) + first
+            for name, values_R in found.items():
+                if not torch.isfinite(values_R).all():
+                    raise LimbeckError(f"what is said of held-out document {store.ids[passage.document]} is not finite")
+                columns.setdefault(name, np.empty(store.num_rows))[begin : begin + len(targets)] = (
+                    values_R.double().cpu().numpy()
+                )
             advance(len(targets))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return columns
 
 
 def _chunks(scored: Iterator[tuple[Passage, int, Tensor]]) -> Iterator[tuple[Passage, int, Tensor]]:
