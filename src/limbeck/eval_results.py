@@ -38,9 +38,12 @@ class EvalResult:
     """The kind's, unless a study asks for two of a kind."""
     model: str
     spec: dict[str, Any]
+    """What was asked for."""
     metrics: dict[str, Metric]
     details: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    subject: dict[str, Any] = field(default_factory=dict)
+    """Of what it was asked: the model's weights, its texts, its teacher."""
 
 
 def write_result(folder: Path, result: EvalResult) -> Path:

@@ -7,18 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import ByHand, by_hand, opened
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limbeck.data.token_store import TokenStore, prepare
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import LimbeckError, TeacherError
-from limbeck.evals.bits_per_byte import evaluate
+from limbeck.evals.bits_per_byte import check, evaluate, measure
 from limbeck.evals.model import evaluate_model
 from limbeck.evals.reference import teacher_reference
 from limbeck.runs import open_run
 from limbeck.spec.base import parse
 from limbeck.spec.data import FileTexts
+from limbeck.spec.evals.bits_per_byte import BitsPerByte
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.teacher import Context, HuggingFaceTeacher
 from limbeck.teachers.huggingface import load_teacher
@@ -268,3 +272,75 @@ def test_an_empty_document_has_no_say(heldout: TokenStore) -> None:
     assert (
         evaluate(Uniform(), empty, context=context).bits_per_byte == evaluate(Uniform(), heldout, context=context).bits_per_byte
     )
+
+
+WEIGHTS_V = torch.rand(300, generator=torch.Generator().manual_seed(0)) + 0.5
+
+
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=4), window=st.integers(1, 50), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_text_token_counts_once_however_it_is_read(lengths: list[int], window: int, data: st.DataObject) -> None:
+    """A model that says the same everywhere: tokens cost what they cost, so one that is left out or read twice shows."""
+    overlap = data.draw(st.integers(0, window - 1))
+    rng = np.random.default_rng(sum(lengths))
+    documents = [np.array([0, *rng.integers(2, 300, length), 1], dtype=np.uint32) for length in lengths]
+    store = TokenStore(
+        path=Path(),
+        tokens=np.concatenate(documents),
+        offsets=np.concatenate([[0], np.cumsum([len(document) for document in documents])]),
+        bytes_per_document=np.array([length + 1 for length in lengths]),
+        ids=tuple(f"{index:032x}" for index in range(len(lengths))),
+        tokenizer_fingerprint="",
+    )
+    reader = ByHand(lambda tokens_T: -WEIGHTS_V.expand(len(tokens_T), 300))
+    found = evaluate(reader, store, context=Context(window=window, overlap=overlap))
+    nats_V = WEIGHTS_V.double() + torch.logsumexp(-WEIGHTS_V.double(), 0)
+    for document, bits in zip(documents, found.bits_by_document, strict=True):
+        expected = math.fsum(nats_V[document[1:-1].astype(np.int64)].tolist()) / math.log(2)
+        assert bits == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert found.tokens == sum(lengths)
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(32, 0), (32, 12), (10, 9)])
+def test_domains_are_measured_alone_and_together(teacher_folder: Path, texts_folder: Path, window: int, overlap: int) -> None:
+    """Of a document in two domains each has its own, and all of them one."""
+    long, both = texts_folder / "train" / "4.txt", texts_folder / "train" / "0.txt"
+    domains = {"long-ones": [long, both], "short": [both, texts_folder / "train" / "1.txt"]}
+    spec = BitsPerByte(
+        window=window,
+        overlap=overlap,
+        domains={name: FileTexts(paths=tuple(map(str, paths))) for name, paths in domains.items()},
+    )
+    metrics, details = measure(opened(teacher_folder, None), spec)
+
+    def expected(paths: list[Path]) -> float:
+        texts = [path.read_text(encoding="utf-8") for path in paths]
+        found = bits_and_bytes(teacher_folder, texts, tokenizer=teacher_folder, window=window, overlap=overlap)
+        return sum(bits for bits, _ in found) / sum(size for _, size in found)
+
+    assert metrics["bits_per_byte_long-ones"].value == pytest.approx(expected(domains["long-ones"]), rel=1e-5)
+    assert metrics["bits_per_byte_short"].value == pytest.approx(expected(domains["short"]), rel=1e-5)
+    together = [long, both, texts_folder / "train" / "1.txt"]
+    assert metrics["bits_per_byte"].value == pytest.approx(expected(together), rel=1e-5)
+    assert [metrics[name].n for name in ("bits_per_byte", "bits_per_byte_long-ones")] == [3, 2]
+    assert details["bytes"] == sum(len(path.read_bytes()) for path in together)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    assert details["tokens"] == sum(len(tokenizer.tokenize(path.read_text(encoding="utf-8"))) for path in together)
+    bits = math.fsum(each for _, each in details["by_document"].values())
+    assert bits / details["bytes"] == pytest.approx(metrics["bits_per_byte"].value, rel=1e-12)
+
+
+def test_texts_that_the_model_cannot_read_are_known_before(teacher_folder: Path, texts_folder: Path) -> None:
+    texts = FileTexts(paths=(f"{texts_folder}/heldout/*.txt",))
+    for model, spec, reason in (
+        (opened(teacher_folder, texts), BitsPerByte(window=300), "bits_per_byte.window=300 is more than tiny can read"),
+        (opened(teacher_folder, texts), BitsPerByte(window=8, overlap=8), "bits_per_byte: overlap=8 must be smaller"),
+        (opened(teacher_folder, None), BitsPerByte(), "bits_per_byte reads held-out texts and tiny names none"),
+        (opened(teacher_folder, None), BitsPerByte(domains={"a": FileTexts(paths=("/nowhere/*",))}), "/nowhere/"),
+    ):
+        with pytest.raises(LimbeckError, match=reason):
+            check(model, spec)
+    small = ByHand(lambda tokens_T: torch.zeros(len(tokens_T), 299))
+    small.vocab_size = int(opened(teacher_folder, texts).tokens(texts).tokens.max())
+    with pytest.raises(LimbeckError, match=f"does not fit by hand: it gives ids up to {small.vocab_size}, and the model knows"):
+        check(by_hand(small, teacher_folder, texts), BitsPerByte())

@@ -1,4 +1,4 @@
-"""`limbeck eval RUN|FOLDER|HUB_ID`, and several side by side with --by-position."""
+"""`limbeck eval RUN|FOLDER|HUB_ID`: bits per byte, what else there is with --eval, several side by side with --by-position."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,12 +7,11 @@ import typer
 
 from limbeck.cli.arguments import Json
 from limbeck.cli.by_position import labels, output_folder, show_by_position
+from limbeck.cli.eval_kinds import show_kinds
+from limbeck.cli.eval_target import is_run, model_of, recipe_of, require_texts
 from limbeck.cli.output import emit
-from limbeck.errors import LimbeckError, SpecError
+from limbeck.errors import SpecError
 from limbeck.spec.base import parse
-from limbeck.spec.data import FileTexts, Texts
-from limbeck.spec.load import load_recipe
-from limbeck.spec.recipe import Recipe
 from limbeck.spec.teacher import Context
 
 DEFAULT_WINDOW = 2048
@@ -22,9 +21,15 @@ def evaluate_model(
     targets: Annotated[
         list[str],
         typer.Argument(
-            help="A run folder, a model folder or a hub id; several with --by-position.", metavar="RUN|FOLDER|HUB_ID"
+            help="A run folder, a model folder or a hub id; several with --by-position. Then settings of what --eval names, "
+            "e.g. calibration.bins=15.",
+            metavar="RUN|FOLDER|HUB_ID [KEY=VALUE]...",
         ),
     ],
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option("--eval", help="What to measure (`limbeck list`), kept beside the run; repeat for more.", metavar="KIND"),
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="The recipe whose held-out texts (and teacher) to use.")] = None,
     texts: Annotated[list[str] | None, typer.Option(help="Text files to measure on instead; repeat for more.")] = None,
     window: Annotated[
@@ -39,27 +44,76 @@ def evaluate_model(
         ),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where --by-position writes; default: the run's folder.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Where --eval and --by-position write; default: the run's folder, or evals/NAME of a model."
+        ),
     ] = None,
+    again: Annotated[bool, typer.Option("--again", help="With --eval: measure also what is there already.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Bits per byte on held-out documents, and the KL to the recipe's teacher where the tokenizer is the same."""
-    target = targets[0]
-    if len(targets) > 1 and not by_position:
-        raise SpecError(f"{len(targets)} models are named: add --by-position to see them side by side, or name one")
-    models = [_model(each) for each in targets]
-    chosen = _recipe(target, recipe, texts)
-    if by_position:
-        if overlap:
-            raise SpecError("--overlap means nothing with --by-position: a document's first --window tokens are read at once")
-        folder = output_folder(targets, output)
-        names = dict(zip(labels(targets), models, strict=True))
-        read = FileTexts(paths=tuple(texts)) if texts else _heldout(chosen)
+    """Bits per byte on held-out documents, and the KL to the recipe's teacher where the tokenizer is the same.
+
+    With --eval, what it names in its place: each kind's metrics with their intervals.
+    """
+    overrides = [each for each in targets[1:] if _is_setting(each)]
+    models = [each for each in targets if each not in overrides]
+    _require_alone(models, overrides, kinds=kinds, by_position=by_position, again=again, window=window, overlap=overlap)
+    if kinds:
+        show_kinds(
+            models[0],
+            list(dict.fromkeys(kinds)),
+            overrides=overrides,
+            recipe=recipe,
+            texts=texts,
+            output=output,
+            again=again,
+            as_json=as_json,
+        )
+    elif by_position:
+        folder = output_folder(models, output)
+        names = {name: model_of(target) for name, target in labels(models).items()}
+        read = require_texts(models[0], recipe_of(models[0], recipe), texts)
         show_by_position(names, texts=read, window=window or DEFAULT_WINDOW, output=folder, as_json=as_json)
-        return
-    if output is not None:
-        raise SpecError("-o is for --by-position, which writes a table and a figure")
-    is_run, model = _is_run(target), models[0]
+    else:
+        if output is not None:
+            raise SpecError("-o is for --eval and --by-position, which write files")
+        _bits_per_byte(models[0], recipe=recipe, texts=texts, window=window, overlap=overlap, as_json=as_json)
+
+
+def _is_setting(argument: str) -> bool:
+    """`key.path=value`, unless there is a folder of that name."""
+    return "=" in argument and not Path(argument).exists()
+
+
+def _require_alone(
+    models: list[str],
+    overrides: list[str],
+    *,
+    kinds: list[str] | None,
+    by_position: bool,
+    again: bool,
+    window: int | None,
+    overlap: int,
+) -> None:
+    """`SpecError` where something is asked for that means nothing beside the rest."""
+    if kinds and by_position:
+        raise SpecError("--eval and --by-position are two commands: give one of them")
+    if len(models) > 1 and not by_position:
+        raise SpecError(f"{len(models)} models are named: add --by-position to see them side by side, or name one")
+    if by_position and overlap:
+        raise SpecError("--overlap means nothing with --by-position: a document's first --window tokens are read at once")
+    if kinds and (window is not None or overlap):
+        raise SpecError(f"--window and --overlap are for bits per byte without --eval: write {kinds[0]}.window=…")
+    if not kinds and (overrides or again):
+        raise SpecError(f"{overrides[0] if overrides else '--again'} is for --eval: name what to measure with it")
+
+
+def _bits_per_byte(
+    target: str, *, recipe: str | None, texts: list[str] | None, window: int | None, overlap: int, as_json: bool
+) -> None:
+    model, chosen = model_of(target), recipe_of(target, recipe)
+    read = require_texts(target, chosen, texts)
     usual = chosen.data.sequence_length if chosen is not None else DEFAULT_WINDOW
     context = {"window": window or min(usual, _longest(model) or usual), "overlap": overlap}
     reading = parse(Context, context, source="--window and --overlap")
@@ -67,10 +121,10 @@ def evaluate_model(
 
     heldout = measure(
         model,
-        texts=FileTexts(paths=tuple(texts)) if texts else _heldout(chosen),
+        texts=read,
         context=reading,
         teacher=chosen.teacher if chosen is not None and chosen.evaluation.kl_to_teacher else None,
-        dtype="float32" if is_run else "auto",  # rounding a student's float32 weights would change its bits per byte
+        dtype="float32" if is_run(target) else "auto",  # rounding a student's float32 weights would change its bits per byte
     )
     values = {
         "model": target,
@@ -81,39 +135,6 @@ def evaluate_model(
         "documents": heldout.documents,
     }
     emit(values, as_json=as_json, lines=[f"{key}: {value}" for key, value in values.items()])
-
-
-def _is_run(target: str) -> bool:
-    return (Path(target) / "recipe.yaml").is_file()
-
-
-def _model(target: str) -> str:
-    """What is measured: of a run its student."""
-    if not _is_run(target):
-        return target
-    if not (Path(target) / "student").is_dir():
-        raise LimbeckError(f"{target} is unfinished: `limbeck train {target}/recipe.yaml` continues it")
-    return f"{target}/student"
-
-
-def _recipe(target: str, recipe: str | None, texts: list[str] | None) -> Recipe | None:
-    """The one that is named, or that of the run; None where texts are named instead."""
-    from limbeck.runs import open_run
-
-    if recipe is not None:
-        return load_recipe(recipe)
-    if _is_run(target):
-        return open_run(target).recipe
-    if not texts:
-        raise LimbeckError(
-            f"{target} is no run (it has no recipe.yaml): to measure a model, name texts with --recipe or --texts"
-        )
-    return None
-
-
-def _heldout(recipe: Recipe | None) -> Texts:
-    assert recipe is not None, "checked above: without --texts there is a recipe"
-    return recipe.data.heldout
 
 
 def _longest(model: str) -> int | None:

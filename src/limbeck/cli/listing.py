@@ -10,12 +10,15 @@ def list_names(as_json: Json = False) -> None:
     from limbeck.plan.family import FAMILY
     from limbeck.plan.teachers import catalogue
     from limbeck.spec.base import kind_of, spec_classes
-    from limbeck.spec.load import shipped_files
+    from limbeck.spec.load import eval_kinds, shipped_files
     from limbeck.spec.recipe import Recipe
 
     fields = Recipe.model_fields
     chosen = ("student", "teacher", "signal", "objective", "optimizer", "schedule", "averaging", "budget", "parallel")
-    kinds = {name: [kind_of(spec) for spec in spec_classes(fields[name].annotation)] for name in chosen}
+    kinds: dict[str, list[str | None]] = {
+        name: [kind_of(spec) for spec in spec_classes(fields[name].annotation)] for name in chosen
+    }
+    kinds["eval"] = [*eval_kinds()]
     values = {
         "recipes": shipped_files("recipes"),
         "studies": shipped_files("studies"),

@@ -2,12 +2,14 @@
 
 Bits per byte is the negative log2-likelihood of a document's text tokens over the UTF-8 bytes of its text. Every text token is
 predicted exactly once (the start token makes the first one predictable); the end token has no bytes and is left out. So models
-with different tokenizers can be compared. Legend: R rows, V vocabulary, E teacher's width.
+with different tokenizers can be compared. Windows follow one another, or overlap: then each but the first begins with tokens
+that the one before has predicted, as context alone. Legend: R rows, V vocabulary, E teacher's width, N documents.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +17,16 @@ from torch import Tensor
 
 from limbeck.data.token_store import TokenStore
 from limbeck.errors import LimbeckError
+from limbeck.eval_results import Metric
 from limbeck.evals.reference import Reference
+from limbeck.evals.subject import EvalModel
 from limbeck.objectives.divergences import dense_forward_kl
 from limbeck.objectives.head import HeadStatistics, head_statistics
 from limbeck.progress import progress
+from limbeck.report.statistics import ratio_estimate
 from limbeck.signals.types import DenseRows
+from limbeck.spec.data import Texts
+from limbeck.spec.evals.bits_per_byte import BitsPerByte
 from limbeck.spec.teacher import Context
 from limbeck.teachers.score import Reader, passages, score_hidden, score_logits
 
@@ -68,6 +75,55 @@ def evaluate(
         bits_by_document=tuple(bits.tolist()),
         bytes_by_document=tuple(store.bytes_per_document.tolist()),
     )
+
+
+def check(model: EvalModel, spec: BitsPerByte) -> None:
+    """`LimbeckError` where the windows, the texts or their tokens are none that the model can read."""
+    model.reading(spec.window, spec.overlap, kind=spec.kind)
+    for texts in _texts(model, spec).values():
+        model.tokens(texts)
+
+
+def measure(model: EvalModel, spec: BitsPerByte) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """`bits_per_byte` over all documents, and `bits_per_byte_NAME` of each domain; intervals are over documents.
+
+    A document of two domains counts in each, and once in all. `details.by_document` maps ids to (bytes, bits), for differences
+    between models.
+    """
+    context = model.reading(spec.window, spec.overlap, kind=spec.kind)
+    metrics: dict[str, Metric] = {}
+    together: dict[str, tuple[float, int, int]] = {}  # bits, bytes and text tokens by document
+    domains = {}
+    for name, texts in _texts(model, spec).items():
+        store = model.tokens(texts)
+        found = evaluate(model.reader, store, context=context, title=f"bits per byte {name}".rstrip())
+        text_tokens = (store.lengths - 2).tolist()
+        each = zip(found.bits_by_document, found.bytes_by_document, text_tokens, strict=True)
+        by_document = dict(zip(store.ids, each, strict=True))
+        together |= by_document
+        if name:
+            metrics[f"bits_per_byte_{name}"] = _metric(list(by_document.values()))
+        domains[name] = {"documents": found.documents, "tokens": found.tokens, "bytes": found.bytes}
+    details = {
+        "window": context.window,
+        "overlap": context.overlap,
+        "tokens": sum(tokens for _, _, tokens in together.values()),
+        "bytes": sum(size for _, size, _ in together.values()),
+        "domains": domains if spec.domains else {},
+        "by_document": {name: [size, bits] for name, (bits, size, _) in together.items()},
+    }
+    return {"bits_per_byte": _metric(list(together.values())), **metrics}, details
+
+
+def _texts(model: EvalModel, spec: BitsPerByte) -> dict[str, Texts]:
+    """By domain; the held-out texts have no name."""
+    return dict(spec.domains) or {"": model.require_heldout(spec.kind)}
+
+
+def _metric(found: Sequence[tuple[float, int, int]]) -> Metric:
+    bits_N, bytes_N, _ = np.asarray(found, dtype=np.float64).T
+    estimate = ratio_estimate(bits_N, bytes_N)
+    return Metric(estimate.value, estimate.low, estimate.high, len(found), "lower")
 
 
 @dataclass(frozen=True)

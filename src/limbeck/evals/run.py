@@ -1,54 +1,64 @@
 """Running evaluations on one model: each kind measures it, and each result is kept at once.
 
-A result that is there already, of the same settings, is not made again.
+A result that is there already, of the same settings, model, texts and teacher, is not made again.
 """
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from limbeck.data.token_store import prepare_texts
-from limbeck.eval_results import EvalResult, Metric, read_results, write_result
-from limbeck.evals import artifact
-from limbeck.evals.bits_per_byte import evaluate as bits_per_byte
+from limbeck.eval_results import FOLDER, EvalResult, Metric, read_results, write_result
+from limbeck.evals import bits_per_byte, calibration, copying
 from limbeck.evals.subject import EvalModel
-from limbeck.report.statistics import ratio_estimate
+from limbeck.paths import require_writable
 from limbeck.runs import environment
 from limbeck.spec.evals import Eval
-from limbeck.spec.evals.artifact import Artifact
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
-from limbeck.spec.teacher import Context
+from limbeck.spec.evals.calibration import Calibration
+from limbeck.spec.evals.copying import Copying
 
 
-def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path) -> dict[str, EvalResult]:
-    """Measure what is asked for under each name, and keep it in `folder/evals`."""
-    there = read_results(folder)
-    results = {}
-    for name, spec in evals.items():
+def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path, again: bool = False) -> dict[str, EvalResult]:
+    """Measure what is asked for under each name, and keep it in `folder/evals`; `again` also what is there already.
+
+    `LimbeckError` before anything is measured where one of the evaluations cannot be.
+    """
+    there = {} if again else read_results(folder)
+    results = {name: there[name] for name, spec in evals.items() if name in there and _is_of(there[name], model, spec)}
+    missing = {name: spec for name, spec in evals.items() if name not in results}
+    for name in missing:
+        require_writable(folder / FOLDER / f"{name}.json")
+    check(model, missing)
+    for name, spec in missing.items():
         values = spec.model_dump(mode="json")
-        known = there.get(name)
-        if known is None or known.spec != values or known.model != model.name:
-            metrics, details = measure(model, spec)
-            known = EvalResult(spec.kind, name, model.name, values, metrics, details, environment(str(model.reader.device)))
-            write_result(folder, known)
-        results[name] = known
-    return results
+        metrics, details = measure(model, spec)
+        where = environment(str(model.reader.device))
+        results[name] = EvalResult(spec.kind, name, model.name, values, metrics, details, where, model.described)
+        write_result(folder, results[name])
+    return {name: results[name] for name in evals}
+
+
+def _is_of(known: EvalResult, model: EvalModel, spec: Eval) -> bool:
+    return known.spec == spec.model_dump(mode="json") and known.subject == model.described
+
+
+def check(model: EvalModel, evals: Mapping[str, Eval]) -> None:
+    """Everything that can be known to be wrong before anything is measured: each kind's own `check`, where it has one."""
+    if evals:
+        model.require_own_tokenizer()
+    for spec in evals.values():
+        kind = importlib.import_module(f"limbeck.evals.{spec.kind}")
+        if hasattr(kind, "check"):
+            kind.check(model, spec)
 
 
 def measure(model: EvalModel, spec: Eval) -> tuple[dict[str, Metric], dict[str, Any]]:
     """Metrics and details of one evaluation."""
     match spec:
-        case Artifact():
-            return artifact.measure(model, spec)
         case BitsPerByte():
-            return _bits_per_byte(model, spec)
-
-
-def _bits_per_byte(model: EvalModel, spec: BitsPerByte) -> tuple[dict[str, Metric], dict[str, Any]]:
-    store = prepare_texts(model.require_heldout(spec.kind), model.tokenizer, title="held-out")
-    found = bits_per_byte(model.reader, store, context=Context(window=model.window(spec.window), overlap=spec.overlap))
-    estimate = ratio_estimate(np.asarray(found.bits_by_document), np.asarray(found.bytes_by_document, dtype=float))
-    metric = Metric(found.bits_per_byte, estimate.low, estimate.high, found.documents, "lower")
-    return {"bits_per_byte": metric}, {"tokens": found.tokens, "bytes": found.bytes}
+            return bits_per_byte.measure(model, spec)
+        case Calibration():
+            return calibration.measure(model, spec)
+        case Copying():
+            return copying.measure(model, spec)

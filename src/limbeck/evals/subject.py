@@ -1,10 +1,13 @@
 """A model under evaluation, opened once for all that is measured of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from limbeck.compute import pick_device
+from limbeck.data.token_store import TokenStore, prepare_texts
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
-from limbeck.errors import SpecError
+from limbeck.errors import LimbeckError, SpecError
+from limbeck.spec.base import parse
 from limbeck.spec.data import Texts
 from limbeck.spec.teacher import Context, DType, HuggingFaceTeacher
 from limbeck.spec.teacher import Teacher as TeacherSpec
@@ -39,6 +42,47 @@ class EvalModel:
         """Tokens to read at once, where an evaluation does not say."""
         usual = asked or self.sequence_length or DEFAULT_WINDOW
         return usual if asked else min(usual, self.longest or usual)
+
+    def reading(self, window: int | None, overlap: int, *, kind: str) -> Context:
+        """How an evaluation reads documents; `SpecError` where the model cannot read so far, or windows would not advance."""
+        if window is not None and self.longest is not None and window > self.longest:
+            raise SpecError(f"{kind}.window={window} is more than {self.name} can read: set it to {self.longest} or less")
+        return parse(Context, {"window": self.window(window), "overlap": overlap}, source=kind)
+
+    def tokens(self, texts: Texts) -> TokenStore:
+        """The texts in the model's own tokens; `LimbeckError` where it has no embedding for one of them."""
+        store = prepare_texts(texts, self.tokenizer, title="held-out")
+        self._require_id(int(store.tokens.max()))
+        return store
+
+    def require_own_tokenizer(self) -> None:
+        """`LimbeckError` where the tokenizer knows ordinary tokens that the model doesn't: then it is that of another model.
+
+        Added tokens may lie beyond, as Gemma 3's for images do in the model that reads text alone.
+        """
+        backend = self.tokenizer.backend
+        ordinary = (each for each in backend.get_vocab().values() if each not in backend.added_tokens_decoder)
+        self._require_id(max(self.tokenizer.start_id, self.tokenizer.end_id, *ordinary))
+
+    def _require_id(self, highest: int) -> None:
+        if highest >= self.reader.vocab_size:
+            raise LimbeckError(
+                f"the tokenizer in {self.tokenizer.folder} does not fit {self.name}: it gives ids up to {highest}, and the "
+                f"model knows {self.reader.vocab_size}: save the tokenizer that it was trained with beside it"
+            )
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All that a result depends on but the evaluation's own settings. Files of texts go by their names."""
+        known = self.reader.weights != "unknown"
+        return {
+            "weights": self.reader.weights if known else self.name,
+            "dtype": str(self.reader.dtype).removeprefix("torch."),
+            "tokenizer": self.tokenizer.fingerprint,
+            "heldout": self.heldout.model_dump(mode="json") if self.heldout is not None else None,
+            "teacher": self.teacher.model_dump(mode="json") if self.teacher is not None else None,
+            "sequence_length": self.sequence_length,
+        }
 
     def require_heldout(self, kind: str) -> Texts:
         """The held-out texts; `SpecError` where there are none."""

@@ -1,4 +1,4 @@
-"""From YAML and `key.path=value` to a `Recipe` or `Study`.
+"""From YAML and `key.path=value` to a `Recipe`, a `Study` or evaluations.
 
 A name without a suffix is looked for among the recipes and studies shipped in the package; anything else is a file. A shipped
 recipe may name members: recipes that differ from it by their overrides alone.
@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from limbeck.errors import SpecError
-from limbeck.spec.base import nearest, parse
+from limbeck.spec.base import kind_of, nearest, parse, spec_classes
+from limbeck.spec.evals import Eval
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import Study
 
@@ -35,6 +36,26 @@ def split_overrides(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     own = set(Study.model_fields) - set(Recipe.model_fields)
     of_study = {path: value for path, value in overrides.items() if path.partition(".")[0] in own}
     return of_study, {path: value for path, value in overrides.items() if path not in of_study}
+
+
+def eval_kinds() -> list[str]:
+    """What can be evaluated, by the names of `--eval`."""
+    return [kind for each in spec_classes(Eval) if (kind := kind_of(each)) is not None]
+
+
+def load_evals(kinds: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Eval]:
+    """One evaluation of each kind under the kind's name; overrides begin with it: `calibration.bins`."""
+    classes = dict(zip(eval_kinds(), spec_classes(Eval), strict=True))
+    for kind in kinds:
+        if kind not in classes:
+            raise SpecError(f"{kind} is nothing that can be evaluated{nearest(kind, list(classes))}")
+    for path in overrides:
+        kind, _, key = path.partition(".")
+        if kind not in kinds or not key:
+            raise SpecError(f"{path} sets nothing of what is evaluated{nearest(kind, [f'{each}.KEY' for each in kinds])}")
+    values = apply_overrides({kind: {"kind": kind} for kind in kinds}, overrides)
+    found: dict[str, Any] = {kind: parse(classes[kind], values[kind], source=kind) for kind in kinds}
+    return found
 
 
 def shipped(folder: str) -> list[str]:

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from limbeck.spec.evals.artifact import Artifact
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
+from limbeck.spec.evals.calibration import Calibration
+from limbeck.spec.evals.copying import Copying
 
-Eval = Annotated[Artifact | BitsPerByte, Field(discriminator="kind")]
+Eval = Annotated[BitsPerByte | Calibration | Copying, Field(discriminator="kind")]

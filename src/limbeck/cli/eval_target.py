@@ -1,0 +1,47 @@
+"""What `limbeck eval` measures, and on what: a run's student on the run's texts, any other model on those that are named."""
+
+from pathlib import Path
+
+from limbeck.errors import LimbeckError
+from limbeck.runs import is_finished, open_run
+from limbeck.spec.data import FileTexts, Texts
+from limbeck.spec.load import load_recipe
+from limbeck.spec.recipe import Recipe
+
+
+def is_run(target: str) -> bool:
+    """Whether it is a run's folder, and no model's."""
+    return (Path(target) / "recipe.yaml").is_file()
+
+
+def model_of(target: str) -> str:
+    """What is measured: of a run its student. `LimbeckError` where the run has not ended."""
+    if not is_run(target):
+        return target
+    if not (Path(target) / "student").is_dir() or not is_finished(target):
+        raise LimbeckError(f"{target} is unfinished: `limbeck train {target}/recipe.yaml` continues it")
+    return f"{target}/student"
+
+
+def recipe_of(target: str, recipe: str | None) -> Recipe | None:
+    """The one that is named, or that of the run; None for a model alone."""
+    if recipe is not None:
+        return load_recipe(recipe)
+    return open_run(target).recipe if is_run(target) else None
+
+
+def texts_of(recipe: Recipe | None, texts: list[str] | None) -> Texts | None:
+    """Those that are named, or the recipe's held-out ones."""
+    if texts:
+        return FileTexts(paths=tuple(texts))
+    return recipe.data.heldout if recipe is not None else None
+
+
+def require_texts(target: str, recipe: Recipe | None, texts: list[str] | None) -> Texts:
+    """The same; `LimbeckError` where there are none."""
+    found = texts_of(recipe, texts)
+    if found is None:
+        raise LimbeckError(
+            f"{target} is no run (it has no recipe.yaml): to measure a model, name texts with --recipe or --texts"
+        )
+    return found
