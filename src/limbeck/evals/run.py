@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 
 from limbeck.data.token_store import prepare_texts
-from limbeck.eval_results import EvalResult, Metric, read_results, write_result
+from limbeck.eval_results import FOLDER, EvalResult, Metric, read_results, write_result
+from limbeck.evals import generation, gsm, latency
 from limbeck.evals.bits_per_byte import evaluate as bits_per_byte
 from limbeck.evals.subject import EvalModel
 from limbeck.report.statistics import ratio_estimate
 from limbeck.runs import environment
 from limbeck.spec.evals import Eval
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
+from limbeck.spec.evals.generation import Generation
+from limbeck.spec.evals.gsm import Gsm
+from limbeck.spec.evals.latency import Latency
 from limbeck.spec.teacher import Context
 
 
@@ -28,18 +32,24 @@ def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path) -> d
         values = spec.model_dump(mode="json")
         known = there.get(name)
         if known is None or known.spec != values or known.model != model.name:
-            metrics, details = measure(model, spec)
+            metrics, details = measure(model, spec, generations=folder / FOLDER / f"{name}.generations.jsonl")
             known = EvalResult(spec.kind, name, model.name, values, metrics, details, environment(str(model.reader.device)))
             write_result(folder, known)
         results[name] = known
     return results
 
 
-def measure(model: EvalModel, spec: Eval) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """Metrics and details of one evaluation."""
+def measure(model: EvalModel, spec: Eval, *, generations: Path | None = None) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """Metrics and details of one evaluation; what a kind generates on the way is kept in the file `generations`."""
     match spec:
         case BitsPerByte():
             return _bits_per_byte(model, spec)
+        case Generation():
+            return generation.measure(model, spec, generations=generations)
+        case Gsm():
+            return gsm.measure(model, spec, generations=generations)
+        case Latency():
+            return latency.measure(model, spec)
 
 
 def _bits_per_byte(model: EvalModel, spec: BitsPerByte) -> tuple[dict[str, Metric], dict[str, Any]]:

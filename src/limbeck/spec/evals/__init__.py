@@ -5,5 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
+from limbeck.spec.evals.generation import Generation
+from limbeck.spec.evals.gsm import Gsm
+from limbeck.spec.evals.latency import Latency
 
-Eval = Annotated[BitsPerByte, Field(discriminator="kind")]
+Eval = Annotated[BitsPerByte | Generation | Gsm | Latency, Field(discriminator="kind")]
