@@ -4,7 +4,7 @@ transformers' `generate` does the work, with keys and values remembered. Prompts
 left; models that read no padded rows together with what they remember (`LimbeckForCausalLM`) get prompts of equal length. The
 model's own generation_config is set aside but for its stop tokens: penalties and temperatures in it are somebody's taste.
 
-`<name>.generations.jsonl` holds a line that says what was asked (`asked`) and then one a sample, added batch by batch. A run that
+`<name>.generations.jsonl` holds a line that says what was asked (`asked`) and then one a sample, added batch by batch. What
 was killed goes on from there, with the same samples: each batch has a seed of its own. Suffixes: B rows, T positions.
 """
 

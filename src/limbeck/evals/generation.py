@@ -153,13 +153,14 @@ def _at_ends(
 
 
 def _documents(model: EvalModel, spec: Generation) -> list[NDArray[np.int64]]:
-    """The last tokens of held-out documents at whose ends a text really ends, as many as the model reads at once."""
+    """The last tokens of held-out documents at whose ends a text really ends."""
     if not spec.end_documents or model.heldout is None:
         return []
     store = prepare_texts(model.heldout, model.tokenizer, title="held-out")
-    whole, longest = whole_text_ends(model.heldout), model.window(None)
+    whole = whole_text_ends(model.heldout)
+    read = min(spec.end_tokens, model.longest or spec.end_tokens)
     chosen = [index for index in sorted(range(len(store)), key=lambda index: store.ids[index]) if store.ids[index] in whole]
-    return [store.document(index)[-longest:].astype(np.int64) for index in chosen[: spec.end_documents]]
+    return [store.document(index)[-read:].astype(np.int64) for index in chosen[: spec.end_documents]]
 
 
 def _chats(model: EvalModel, path: Path) -> list[NDArray[np.int64]]:

@@ -1,9 +1,9 @@
 """Latency: how long a model takes until the first token of a prompt's answer, and for each token after it.
 
 Prefill reads one prompt and makes the logits of its last position. Decoding writes greedily, token by token, with keys and
-values remembered, as any loop around the model would; `generate`'s own bookkeeping isn't in it. Tokens are drawn at random: what they
-are does not matter but to experts. Seconds depend on everything that the machine does; the median of the repeats is reported,
-and their 90th percentile beside it. Suffixes: B rows, T positions.
+values remembered, as any loop around the model would; `generate`'s own bookkeeping isn't in it. Tokens are drawn at random,
+which matters to experts alone. Seconds depend on everything that the machine does; the median of the repeats is reported, and
+their 90th percentile beside it. Suffixes: B rows, T positions.
 """
 
 import time

@@ -20,5 +20,7 @@ class Generation(Decoding):
     """Of a held-out document's beginning."""
     end_documents: int = Field(64, ge=0)
     """On so many held-out documents (at most) the probability of stop tokens is measured; 0: on none."""
+    end_tokens: PositiveInt = 512
+    """Of each of them, the last so many are read."""
     end_chats: str | None = None
     """A `.jsonl` file of complete chats (`messages`, the last the assistant's), on whose ends it is measured, too."""
