@@ -121,15 +121,14 @@ def _timed(model: EvalModel, spec: Latency, work: Callable[[], None], *, batch_s
     with _memory_is_enough(batch_size), torch.no_grad():
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        for repeat in range(spec.warmups + spec.repeats):
+        for _ in range(spec.warmups + spec.repeats):
             synchronise(device)
             begun = time.perf_counter()
             work()
             synchronise(device)
-            if repeat >= spec.warmups:
-                seconds.append((time.perf_counter() - begun) / per_call)
+            seconds.append((time.perf_counter() - begun) / per_call)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    median, p90 = (1e3 * float(np.quantile(seconds, at)) for at in (0.5, 0.9))
+    median, p90 = (1e3 * float(np.quantile(seconds[spec.warmups :], at)) for at in (0.5, 0.9))
     return Timing(batch_size, tokens, median, p90, spec.repeats, peak)
 
 
