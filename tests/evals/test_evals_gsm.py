@@ -200,6 +200,19 @@ def test_answer_nats_are_those_of_whole_forward_passes(tiny, problems_file, tmp_
     assert [each["name"] for each in result.details["problems"]] == [f"problems.jsonl, line {n}" for n in (2, 3, 4)]
 
 
+def test_chats_begin_their_answer_without_a_space(chatty, problems_file):
+    spec = Gsm(path=str(problems_file), format="chat", num_problems=1, max_new_tokens=2)
+    _, details = gsm.measure(chatty, spec)
+    asked = gsm.prompt_of(chatty, gsm.problems_of(spec)[0][0], spec, shots=()).tokens.tolist()
+    encode = chatty.tokenizer.backend
+    ids = [*asked, *encode("It is 500+500=1000. The answer is")["input_ids"], *encode(" 1000.")["input_ids"]]
+    length = len(encode(" 1000.")["input_ids"])
+    with torch.no_grad():
+        table = chatty.reader.model(input_ids=torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
+    expected = -float(table[-length:].gather(1, torch.tensor(ids[-length:])[:, None]).sum())
+    assert details["problems"][0]["answer_nats"] == pytest.approx(expected, abs=1e-3)
+
+
 def test_attempts_end_before_the_next_question(tiny, problems_file, monkeypatch):
     seen = {}
 

@@ -26,7 +26,8 @@ from limbeck.evals.subject import EvalModel
 from limbeck.spec.evals.gsm import Gsm
 
 OUTCOMES = ("empty", "stopped_correct", "stopped_wrong", "stopped_no_answer", "truncated_loop", "truncated_no_loop")
-INSTRUCTION = "Reason step by step. Then end with one sentence of this form: The answer is 42."
+INSTRUCTION = "Reason step by step. Then end with the sentence: The answer is N. (with your number in place of N)"
+"""Without a number: small models copy one."""
 NEXT_QUESTION = "\nQ:"
 """Where a model that was shown examples begins the next one by itself."""
 
@@ -45,7 +46,7 @@ def measure(model: EvalModel, spec: Gsm, *, generations: Path | None = None) -> 
     samples = generate(model, prompts, spec, path=generations, stop_strings=stop_strings)
     metrics, details = score(problems, samples, loop_text=lambda tokens: decoded(model, tokens))
     if spec.answer_nats:
-        rows = [_answered(model, problem, prompt) for problem, prompt in zip(problems, prompts, strict=True)]
+        rows = [_answered(model, problem, prompt, spec) for problem, prompt in zip(problems, prompts, strict=True)]
         nats = continuation_nats(model.reader, rows)
         metrics["answer_nats"] = mean(nats, better="lower")
         for record, value in zip(details["problems"], nats, strict=True):
@@ -105,9 +106,9 @@ def _worked(problem: Problem) -> str:
     return f"{problem.reasoning} The answer is".lstrip()
 
 
-def _answered(model: EvalModel, problem: Problem, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
+def _answered(model: EvalModel, problem: Problem, prompt: Prompt, spec: Gsm) -> tuple[np.ndarray, np.ndarray]:
     """The tokens before the right answer, and those of the answer: the prompt, the reasoning, then ` 42.`."""
-    spoken = f" {_worked(problem)}"
+    spoken = f"{' ' if spec.format == 'shots' else ''}{_worked(problem)}"
     before = plain_tokens(model.tokenizer, spoken)
     both = plain_tokens(model.tokenizer, f"{spoken} {problem.answer}.")
     shorter = min(len(before), len(both))
