@@ -93,6 +93,13 @@ def test_a_loop_that_was_left_is_found_anywhere_but_not_at_the_end():
     assert longest_loop(tokens) == Loop(2, 10, 50)
 
 
+def test_of_two_loops_the_longer_is_found():
+    tokens = [*([1, 2] * 15), *range(100, 110), *([3] * 31)]
+    assert longest_loop(tokens) == Loop(1, 40, 71)
+    assert longest_loop([*([3] * 31), *range(100, 110), *([1, 2] * 15)]) == Loop(1, 0, 31)
+    assert longest_loop([*([3] * 30), *range(100, 110), *([1, 2] * 15), 1]) == Loop(2, 40, 71)
+
+
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 9), st.integers(0, 60), st.lists(st.integers(0, 3), max_size=4))
 @settings(deadline=None, max_examples=150)
 def test_loops_are_those_of_the_plain_definition(before, period, length, after):
@@ -136,8 +143,8 @@ def test_rep_w_is_its_definition(tokens, w):
 
 def test_compression_is_of_the_worst_window():
     drawn = random.Random(1)
-    noise = "".join(drawn.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(4096))
-    loop = "I don't know. " * 200  # 2,800 bytes: its last 2 KB are a window of their own
+    noise = "".join(drawn.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(3000))
+    loop = "I don't know. " * 147  # 2,058 bytes: the last 2 KB are a window of their own
     text = noise + loop
     last = text.encode()[-2048:]
     assert compression_ratio(text) == pytest.approx(2048 / len(zlib.compress(last, 9)))
