@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.eval_results import FOLDER, EvalResult, Metric, read_results, write_result
-from limbeck.evals import bits_per_byte, calibration, copying
+from limbeck.evals import artifact, bits_per_byte, calibration, copying, generation, gsm, latency
 from limbeck.evals.subject import EvalModel
 from limbeck.paths import require_writable
 from limbeck.runs import environment
 from limbeck.spec.evals import Eval
+from limbeck.spec.evals.artifact import Artifact
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
 from limbeck.spec.evals.calibration import Calibration
 from limbeck.spec.evals.copying import Copying
+from limbeck.spec.evals.generation import Generation
+from limbeck.spec.evals.gsm import Gsm
+from limbeck.spec.evals.latency import Latency
 
 
 def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path, again: bool = False) -> dict[str, EvalResult]:
@@ -32,7 +36,7 @@ def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path, agai
     check(model, missing)
     for name, spec in missing.items():
         values = spec.model_dump(mode="json")
-        metrics, details = measure(model, spec)
+        metrics, details = measure(model, spec, generations=folder / FOLDER / f"{name}.generations.jsonl")
         where = environment(str(model.reader.device))
         results[name] = EvalResult(spec.kind, name, model.name, values, metrics, details, where, model.described)
         write_result(folder, results[name])
@@ -53,12 +57,20 @@ def check(model: EvalModel, evals: Mapping[str, Eval]) -> None:
             kind.check(model, spec)
 
 
-def measure(model: EvalModel, spec: Eval) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """Metrics and details of one evaluation."""
+def measure(model: EvalModel, spec: Eval, *, generations: Path | None = None) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """Metrics and details of one evaluation; what a kind generates on the way is kept in the file `generations`."""
     match spec:
+        case Artifact():
+            return artifact.measure(model, spec)
         case BitsPerByte():
             return bits_per_byte.measure(model, spec)
         case Calibration():
             return calibration.measure(model, spec)
         case Copying():
             return copying.measure(model, spec)
+        case Generation():
+            return generation.measure(model, spec, generations=generations)
+        case Gsm():
+            return gsm.measure(model, spec, generations=generations)
+        case Latency():
+            return latency.measure(model, spec)

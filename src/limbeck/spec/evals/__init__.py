@@ -4,8 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
+from limbeck.spec.evals.artifact import Artifact
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
 from limbeck.spec.evals.calibration import Calibration
 from limbeck.spec.evals.copying import Copying
+from limbeck.spec.evals.generation import Generation
+from limbeck.spec.evals.gsm import Gsm
+from limbeck.spec.evals.latency import Latency
 
-Eval = Annotated[BitsPerByte | Calibration | Copying, Field(discriminator="kind")]
+Eval = Annotated[
+    Artifact | BitsPerByte | Calibration | Copying | Generation | Gsm | Latency,
+    Field(discriminator="kind"),
+]
