@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from limbeck.data.token_store import prepare_texts
-from limbeck.eval_results import EvalResult, Metric, read_results, write_result
+from limbeck.eval_results import FOLDER, EvalResult, Metric, read_results, write_result
+from limbeck.evals import harness, long_context
 from limbeck.evals.bits_per_byte import evaluate as bits_per_byte
 from limbeck.evals.subject import EvalModel
 from limbeck.report.statistics import ratio_estimate
 from limbeck.runs import environment
 from limbeck.spec.evals import Eval
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
+from limbeck.spec.evals.harness import Harness
+from limbeck.spec.evals.long_context import LongContext
 from limbeck.spec.teacher import Context
 
 
@@ -28,18 +31,22 @@ def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path) -> d
         values = spec.model_dump(mode="json")
         known = there.get(name)
         if known is None or known.spec != values or known.model != model.name:
-            metrics, details = measure(model, spec)
+            metrics, details = measure(model, spec, samples=folder / FOLDER / name)
             known = EvalResult(spec.kind, name, model.name, values, metrics, details, environment(str(model.reader.device)))
             write_result(folder, known)
         results[name] = known
     return results
 
 
-def measure(model: EvalModel, spec: Eval) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """Metrics and details of one evaluation."""
+def measure(model: EvalModel, spec: Eval, *, samples: Path | None = None) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """Metrics and details of one evaluation. `samples` is the path, without suffix, of files that keep the model's answers."""
     match spec:
         case BitsPerByte():
             return _bits_per_byte(model, spec)
+        case Harness():
+            return harness.measure(model, spec, samples=samples)
+        case LongContext():
+            return long_context.measure(model, spec, samples=samples)
 
 
 def _bits_per_byte(model: EvalModel, spec: BitsPerByte) -> tuple[dict[str, Metric], dict[str, Any]]:

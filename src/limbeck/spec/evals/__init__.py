@@ -5,5 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
+from limbeck.spec.evals.harness import Harness
+from limbeck.spec.evals.long_context import LongContext
 
-Eval = Annotated[BitsPerByte, Field(discriminator="kind")]
+Eval = Annotated[BitsPerByte | Harness | LongContext, Field(discriminator="kind")]
