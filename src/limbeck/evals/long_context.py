@@ -32,7 +32,7 @@ from limbeck.progress import progress
 from limbeck.report.statistics import ratio_estimate
 from limbeck.spec.evals.long_context import LongContext, RulerTask
 
-LENGTHS = (512, 1024, 2048, 4096)
+LENGTHS = (1024, 2048, 4096)
 EFFECTIVE_PERCENT = 85.6
 """RULER's threshold: what Llama-2-7B scores at 4,096 tokens."""
 DEPTH_BINS = 5
@@ -47,8 +47,19 @@ def check(model: EvalModel, spec: LongContext) -> None:
         raise SpecError(f"long_context.chat=true, but the tokenizer of {model.name} has no chat template: set it to false")
     material = _material(model, spec)
     for length in lengths:
-        for task in spec.tasks:
-            _made(model, spec, material, task, length, 0, guess=0)
+        made = {task: _made(model, spec, material, task, length, 0, guess=0) for task in spec.tasks}
+        small = [task for task, found in made.items() if found is None]
+        if small:
+            raise SpecError(
+                f"long_context.lengths={length} is too short for {', '.join(small)} with the tokenizer of {model.name}: set "
+                "lengths or tasks without"
+            )
+        lacking = [task for task, found in made.items() if found is not None and runs_out(task, found[1], material)]
+        if lacking:
+            raise SpecError(
+                f"long_context.lengths={length}: too little text for {', '.join(lacking)}: name more as essays or "
+                "or set tasks without"
+            )
 
 
 def measure(model: EvalModel, spec: LongContext, *, samples: Path | None = None) -> tuple[dict[str, Metric], dict[str, Any]]:
@@ -63,7 +74,10 @@ def measure(model: EvalModel, spec: LongContext, *, samples: Path | None = None)
                 for index in range(spec.samples):
                     record = there.get((task, length, index))
                     if record is None:
-                        prompt, size = _made(model, spec, material, task, length, index, guess=size)
+                        made = _made(model, spec, material, task, length, index, guess=size)
+                        if made is None:
+                            raise LimbeckError(f"long_context: {length} tokens are too short for sample {index} of {task}")
+                        prompt, size = made
                         record = {"task": task, "length": length, "index": index, **_answered(model, spec, task, prompt)}
                         _write(file, record)
                     records.append(record)
@@ -101,22 +115,13 @@ def _material(model: EvalModel, spec: LongContext) -> Material:
 
 def _made(
     model: EvalModel, spec: LongContext, material: Material, task: RulerTask, length: int, index: int, *, guess: int
-) -> tuple[Prompt, int]:
-    """One sample and its units of haystack; `LimbeckError` where it cannot be as long as asked, or as short."""
+) -> tuple[Prompt, int] | None:
+    """One sample and its units of haystack; None where the length holds not even the question."""
 
     def count(text: str) -> int:
         return len(_ids(model, spec, text, ""))
 
-    made = make(task, length, index, seed=spec.seed, material=material, count=count, guess=guess)
-    if made is None:
-        raise SpecError(
-            f"long_context.lengths={length} is too short for {task} with the tokenizer of {model.name}: take either out"
-        )
-    if runs_out(task, made[1], material):
-        raise SpecError(
-            f"long_context.lengths={length}: too little text for {task}: name more as essays or qa_file, or take it out"
-        )
-    return made
+    return make(task, length, index, seed=spec.seed, material=material, count=count, guess=guess)
 
 
 def _ids(model: EvalModel, spec: LongContext, question: str, answer: str) -> list[int]:

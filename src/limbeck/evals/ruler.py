@@ -1,8 +1,8 @@
 """Samples of RULER's tasks, each as long as asked for, and their score.
 
 A haystack grows unit by unit (a noise line, a sentence, a needle, a word, a paragraph), and each sample has the most units with
-which prompt and answer fit the length. The first units stay as others are added, so that there is such a number. Everything of a
-sample follows from (seed, task, length, index).
+which prompt and answer fit the length. The first units stay as others are added, so that there is such a number. Everything of
+a sample follows from (seed, task, length, index).
 """
 
 import random

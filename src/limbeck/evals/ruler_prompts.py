@@ -1,7 +1,8 @@
 """How RULER's tasks read (Hsieh et al. 2024, arXiv:2404.06654; https://github.com/NVIDIA/RULER): a prompt of a given size.
 
-Wording, counts and needle depths follow RULER. What differs: essays and counted words are the user's texts, split into sentences;
-keys are of our own word list; and answer prefixes end without a blank, which would be a token of its own that no text has there.
+Wording, counts and needle depths follow RULER. What differs: essays and counted words are the user's texts, split into
+sentences; keys are of our own word list; and answer prefixes end without a blank, which would be a token of its own that no
+text has there.
 """
 
 import math
@@ -104,6 +105,7 @@ ONE_NEEDLE = frozenset(task for task, needles in NEEDLES.items() if needles.num_
 def needles_prompt(
     task: Needles, size: int, rng: random.Random, haystack_rng: random.Random, *, sentences: Sequence[str]
 ) -> Prompt:
+    """Needles at random depths of a haystack of `size` units."""
     keys = list(islice(_distinct(task.keys, rng), task.num_keys))
     values = list(islice(_distinct(task.values, rng), task.num_keys * task.num_values))
     of_key = {key: values[place :: task.num_keys] for place, key in enumerate(keys)}

@@ -43,7 +43,7 @@ class LongContext(Spec):
     kind: Literal["long_context"] = "long_context"
     tasks: tuple[RulerTask, ...] = Field(SYNTHETIC, min_length=1)
     lengths: tuple[PositiveInt, ...] | None = Field(None, min_length=1)
-    """Tokens of prompt and answer together; None: those of 512, 1,024, 2,048 and 4,096 that the model reads."""
+    """Tokens of prompt and answer together; None: those of 1,024, 2,048 and 4,096 that the model reads."""
     samples: PositiveInt = 20
     """Of each task at each length. RULER has 500."""
     seed: int = Field(0, ge=0)
