@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -92,18 +93,21 @@ UNIT = {
     "noise": "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n",
     "essay": max(SENTENCES, key=len) + " ",
     "needle": "One of the special magic numbers for wwwwwwwwww-wwwwwwwwww is: 4444444.\n",
-    "uuid": "One of the special magic uuids for 44444444-4444-4444-8444-444444444444 is: 44444444-4444-4444-8444-444444444444.\n",
-    "words": 30 * " 1000. abcdef",
+    "uuid": f"One of the special magic uuids for {uuid.UUID(int=0)} is: {uuid.UUID(int=1)}.\n",
+    "words": 3 * " 1000. abcdef",
     "coded": 3 * " abcdef",
 }
-UNIT_OF = {
-    **dict.fromkeys(SYNTHETIC, "essay"),
-    **dict.fromkeys(["niah_single_1", "vt"], "noise"),
-    **{"niah_multikey_2": "needle", "niah_multikey_3": "uuid", "cwe": "words", "fwe": "coded"},
+UNIT_OF = dict.fromkeys(SYNTHETIC, "essay") | {
+    "niah_single_1": "noise",
+    "vt": "noise",
+    "niah_multikey_2": "needle",
+    "niah_multikey_3": "uuid",
+    "cwe": "words",
+    "fwe": "coded",
 }
 
 
-@pytest.mark.parametrize("length", [2500, 4096])
+@pytest.mark.parametrize("length", [2500, 8192])
 @pytest.mark.parametrize("task", SYNTHETIC)
 def test_prompts_are_as_long_as_they_may_be(task: RulerTask, length: int, count: Callable[[str], int]) -> None:
     """Prompt and answer fit the length, and what is free is less than a unit of haystack (at most: tokens that join it too)."""
@@ -178,10 +182,13 @@ def test_coded_words_follow_the_zeta_law() -> None:
 
 
 def test_short_coded_texts_have_no_tie_for_third_place() -> None:
-    prompt, size = made("fwe", 150)
-    assert size < 60
-    counts = Counter(prompt.lines).most_common()
-    assert counts[3][1] > counts[4][1]
+    found = [make("fwe", length, 0, seed=0, material=MATERIAL, count=of_words) for length in range(120, 400, 3)]
+    prompts = [each[0] for each in found if each is not None]
+    assert 80 < len(prompts) < len(found)
+    for prompt in prompts:
+        counts = Counter(prompt.lines).most_common()
+        assert counts[3][1] > counts[4][1]
+        assert {word for word, _ in counts[1:4]} == set(prompt.answers)
 
 
 def test_questions_are_asked_of_their_paragraph(tmp_path: Path) -> None:

@@ -48,17 +48,18 @@ def check(model: EvalModel, spec: LongContext) -> None:
     material = _material(model, spec)
     for length in lengths:
         made = {task: _made(model, spec, material, task, length, 0, guess=0) for task in spec.tasks}
-        small = [task for task, found in made.items() if found is None]
+        sizes = {task: None if found is None else found[1] for task, found in made.items()}
+        lacking = [task for task, size in sizes.items() if runs_out(task, size, material)]
+        if lacking:
+            raise SpecError(
+                f"long_context.lengths={length}: too little text for {', '.join(lacking)}: name more as essays or qa_file, or "
+                "set tasks without"
+            )
+        small = [task for task, size in sizes.items() if size is None]
         if small:
             raise SpecError(
                 f"long_context.lengths={length} is too short for {', '.join(small)} with the tokenizer of {model.name}: set "
                 "lengths or tasks without"
-            )
-        lacking = [task for task, found in made.items() if found is not None and runs_out(task, found[1], material)]
-        if lacking:
-            raise SpecError(
-                f"long_context.lengths={length}: too little text for {', '.join(lacking)}: name more as essays or "
-                "or set tasks without"
             )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from limbeck.evals.ruler_prompts import (
     COMMON_WORDS,
     NEEDLES,
+    WORDS_OF_EXAMPLE,
     Material,
     Prompt,
     common_words_prompt,
@@ -54,9 +55,10 @@ def make(
     return None if size is None else (of(size), size)
 
 
-def runs_out(task: RulerTask, size: int, material: Material) -> bool:
-    """Whether a prompt is as small as it is because the material has no more."""
-    return size >= _most(task, material)
+def runs_out(task: RulerTask, size: int | None, material: Material) -> bool:
+    """Whether a prompt is as small as it is, or is none, because the material has no more."""
+    most = _most(task, material)
+    return most < 0 or (size is not None and size >= most)
 
 
 def _most(task: RulerTask, material: Material) -> int:
@@ -64,7 +66,7 @@ def _most(task: RulerTask, material: Material) -> int:
         case "niah_multikey_2":
             return len(ADJECTIVES) * len(NOUNS) // 2  # of which distinct ones are still drawn quickly
         case "cwe":
-            return len(material.words) - COMMON_WORDS
+            return len(material.words) - COMMON_WORDS if len(material.words) >= WORDS_OF_EXAMPLE else -1
         case "qa":
             return len(material.paragraphs) - 1
         case _:

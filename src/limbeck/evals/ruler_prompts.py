@@ -20,6 +20,8 @@ DEPTHS = tuple(round(100 * place / 39) for place in range(40))
 """Percent of the haystack before a needle: one of 40 even steps."""
 HOPS = 4
 COMMON_WORDS = 10
+WORDS_OF_EXAMPLE = 40
+"""Of the longer worked example of `cwe`, the common ones among them."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,13 @@ def _chain(size: int, rng: random.Random, *, letters: int) -> Prompt:
 
 def common_words_prompt(size: int, rng: random.Random, *, words: Sequence[str], short: bool) -> Prompt:
     """`size` uncommon words among ten common ones, after a worked example."""
-    example = _word_list(10 if short else 30, rng, words=words, common=3 if short else 10, uncommon=1 if short else 3)
+    example = _word_list(
+        10 if short else WORDS_OF_EXAMPLE - COMMON_WORDS,
+        rng,
+        words=words,
+        common=3 if short else 10,
+        uncommon=1 if short else 3,
+    )
     asked = _word_list(size, rng, words=words, common=6 if short else 30, uncommon=1 if short else 3)
     before = f"{example.text}{example.prefix}{example.gold}\n{asked.before}"
     return Prompt(before, asked.lines, " ", asked.after, asked.prefix, asked.answers, asked.gold, asked.relevant)
