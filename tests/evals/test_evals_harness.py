@@ -114,6 +114,7 @@ def test_accuracies_are_those_of_log_likelihoods_by_hand(
         assert (metric.low, metric.high) == (pytest.approx(share - half, abs=1e-4), pytest.approx(share + half, abs=1e-4))
         assert result.metrics[f"{task}/acc_norm"].value == pytest.approx(sum(normed) / n)
     assert 0 < result.metrics["facts/acc"].value < 1  # otherwise the interval's width was not tested
+    assert model.tokenizer.backend.pad_token is None  # as it came
     assert (result.details["fewshot"], set(result.details["versions"])) == ({"facts": 0, "causes": 0}, {"facts", "causes"})
 
 
@@ -128,7 +129,7 @@ def test_answers_are_kept_before_they_are_scored(
     monkeypatch.setattr(evaluator, "_process_results", breaks)
     with pytest.raises(ZeroDivisionError):
         run_evals(model, {"harness": spec(facts)}, folder=tmp_path)
-    lines = (tmp_path / "evals" / "harness.responses.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (tmp_path / "evals" / "harness.generations.jsonl").read_text(encoding="utf-8").splitlines()
     responses = [json.loads(line) for line in lines]
     assert len(responses) == sum(len(fact["choices"]) for fact in FACTS)
     assert {tuple(each["arguments"]) for each in responses} >= {("Question: Who are the people?\nAnswer:", " nation")}
@@ -161,7 +162,7 @@ def test_tasks_of_a_folder_with_limit_and_groups(model: EvalModel, facts: Path, 
     assert result.metrics["facts/acc"].low is None  # one document has no spread
     (said,) = [
         json.loads(line)
-        for line in (tmp_path / "evals" / "two.responses.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in (tmp_path / "evals" / "two.generations.jsonl").read_text(encoding="utf-8").splitlines()
         if "generate_until" in line
     ]
     assert said["arguments"][0] == "the law of x"

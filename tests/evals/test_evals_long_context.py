@@ -58,7 +58,7 @@ def spec(**values: Any) -> LongContext:
 
 
 def records(folder: Path, name: str = "long_context") -> list[dict[str, Any]]:
-    lines = (folder / "evals" / f"{name}.samples.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "evals" / f"{name}.generations.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines[1:]]
 
 
@@ -192,7 +192,7 @@ def test_a_killed_evaluation_continues(model: EvalModel, tmp_path: Path, monkeyp
     asked = answers_to(monkeypatch, right=three)
     with pytest.raises(Killed):
         run_evals(model, {"long_context": spec()}, folder=tmp_path)
-    file = tmp_path / "evals" / "long_context.samples.jsonl"
+    file = tmp_path / "evals" / "long_context.generations.jsonl"
     file.write_text(file.read_text(encoding="utf-8") + '{"task": "ha', encoding="utf-8")  # and in the middle of a line
     again = answers_to(monkeypatch, right=lambda length, index: True)
     result = run_evals(model, {"long_context": spec()}, folder=tmp_path)["long_context"]

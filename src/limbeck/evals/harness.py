@@ -1,10 +1,11 @@
 """Downstream tasks through EleutherAI's lm-evaluation-harness, on the model as it is loaded: students of every family too.
 
 Everything that can be missing is found by `check`, before anything is measured: the package, a task, its data. What the model
-answers is written line by line as it comes (`<samples>.responses.jsonl`), before anything is scored; the scored samples follow
-(`<samples>.samples.jsonl`). The harness's own response cache is not used: it unpickles.
+answers is written line by line as it comes (`<name>.generations.jsonl`), before anything is scored; the scored samples follow
+(`<name>.samples.jsonl`). The harness's own response cache is not used: it unpickles.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -43,15 +44,15 @@ def check(model: EvalModel, spec: Harness) -> None:
         raise SpecError(f"harness.chat=true, but the tokenizer of {model.name} has no chat template: set it to false")
 
 
-def measure(model: EvalModel, spec: Harness, *, samples: Path | None = None) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """`<task>/<metric>` of every task and group. `samples` is the path, without suffix, of the files that keep the answers."""
+def measure(model: EvalModel, spec: Harness, *, generations: Path | None = None) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """`<task>/<metric>` of every task and group. `generations` is the file that keeps the answers."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    with _quiet(), _responses(samples) as hook:
+    with _quiet(), _responses(generations) as hook:
         reader = HFLM(
             pretrained=model.reader.model,
-            tokenizer=model.tokenizer.backend,
+            tokenizer=copy.deepcopy(model.tokenizer.backend),  # the harness gives it a padding token
             batch_size=spec.batch_size,
             max_length=model.window(model.longest),
         )
@@ -65,8 +66,10 @@ def measure(model: EvalModel, spec: Harness, *, samples: Path | None = None) -> 
             apply_chat_template=spec.chat,
             bootstrap_iters=BOOTSTRAP,
         )
-    if samples is not None:
-        _write_samples(samples, found["samples"])
+    if generations is not None:
+        _write_samples(
+            generations.with_name(f"{generations.name.removesuffix('.generations.jsonl')}.samples.jsonl"), found["samples"]
+        )
     return _metrics(found), {"versions": found["versions"], "fewshot": found["n-shot"], "lm_eval": found["lm_eval_version"]}
 
 
@@ -85,19 +88,19 @@ class _Responses:
 
 
 @contextmanager
-def _responses(samples: Path | None) -> Iterator[_Responses]:
-    if samples is None:
+def _responses(path: Path | None) -> Iterator[_Responses]:
+    if path is None:
         yield _Responses(None)
         return
-    samples.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{samples}.responses.jsonl").open("w", encoding="utf-8") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
         yield _Responses(file)
 
 
-def _write_samples(samples: Path, by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def _write_samples(path: Path, by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     lines = [{"task": task, **sample} for task, rows in by_task.items() for sample in rows]
     text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
-    write_atomically(Path(f"{samples}.samples.jsonl"), text)
+    write_atomically(path, text)
 
 
 def _pads(model: EvalModel) -> bool:

@@ -63,12 +63,14 @@ def check(model: EvalModel, spec: LongContext) -> None:
             )
 
 
-def measure(model: EvalModel, spec: LongContext, *, samples: Path | None = None) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """`<task>/<length>/<measure>` and averages. `samples` is the path, without suffix, of the file that keeps the answers."""
+def measure(
+    model: EvalModel, spec: LongContext, *, generations: Path | None = None
+) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """`<task>/<length>/<measure>` and averages. `generations` is the file that keeps the answers."""
     lengths, material = _lengths(model, spec), _material(model, spec)
     records: list[dict[str, Any]] = []
     total = len(lengths) * len(spec.tasks) * spec.samples
-    with _kept(samples, _identity(model, spec)) as (there, file), progress("long context", total=total) as advance:
+    with _kept(generations, _identity(model, spec)) as (there, file), progress("long context", total=total) as advance:
         for length in lengths:
             for task in spec.tasks:
                 size = 0
@@ -198,12 +200,11 @@ def _identity(model: EvalModel, spec: LongContext) -> dict[str, Any]:
 
 
 @contextmanager
-def _kept(samples: Path | None, identity: Mapping[str, Any]) -> Iterator[tuple[dict[tuple[str, int, int], Any], TextIO | None]]:
+def _kept(path: Path | None, identity: Mapping[str, Any]) -> Iterator[tuple[dict[tuple[str, int, int], Any], TextIO | None]]:
     """The records that an earlier call wrote for the same model and spec, and the file to which more are appended."""
-    if samples is None:
+    if path is None:
         yield {}, None
         return
-    path = Path(f"{samples}.samples.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
     header = json.dumps(identity) + "\n"
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []

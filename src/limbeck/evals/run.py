@@ -31,22 +31,22 @@ def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path) -> d
         values = spec.model_dump(mode="json")
         known = there.get(name)
         if known is None or known.spec != values or known.model != model.name:
-            metrics, details = measure(model, spec, samples=folder / FOLDER / name)
+            metrics, details = measure(model, spec, generations=folder / FOLDER / f"{name}.generations.jsonl")
             known = EvalResult(spec.kind, name, model.name, values, metrics, details, environment(str(model.reader.device)))
             write_result(folder, known)
         results[name] = known
     return results
 
 
-def measure(model: EvalModel, spec: Eval, *, samples: Path | None = None) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """Metrics and details of one evaluation. `samples` is the path, without suffix, of files that keep the model's answers."""
+def measure(model: EvalModel, spec: Eval, *, generations: Path | None = None) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """Metrics and details of one evaluation; what a kind generates on the way is kept in the file `generations`."""
     match spec:
         case BitsPerByte():
             return _bits_per_byte(model, spec)
         case Harness():
-            return harness.measure(model, spec, samples=samples)
+            return harness.measure(model, spec, generations=generations)
         case LongContext():
-            return long_context.measure(model, spec, samples=samples)
+            return long_context.measure(model, spec, generations=generations)
 
 
 def _bits_per_byte(model: EvalModel, spec: BitsPerByte) -> tuple[dict[str, Metric], dict[str, Any]]:
