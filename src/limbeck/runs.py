@@ -15,7 +15,7 @@ Torch-free, so that `report` and `plan` start at once.
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +43,10 @@ class Costs:
     """Of the teacher for the rows that this run used: each row of a store counted once, a live teacher every time."""
     bytes_read: int = 0
     """From the signal store."""
+
+
+Listener = Callable[[str, Costs, Mapping[str, float | None]], None]
+"""Is called with a record's event, costs and values."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,12 @@ class RunWriter:
             _refuse_another_recipe(self.path, yaml.safe_load(recipe_path.read_text(encoding="utf-8")), recipe)
         write_atomically(recipe_path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
         write_atomically(self.path / "environment.json", json.dumps(environment(device), indent=1))
+        self.listener: Listener | None = None
+        """Is told of every record."""
+
+    def recorded(self) -> set[tuple[str, int]]:
+        """(event, step) of every record that is there."""
+        return {(record["event"], record["step"]) for record in _read_records(self.path / "metrics.jsonl")}
 
     def rewind(self, step: int) -> None:
         """Forget the records after `step`, which a killed run wrote and a resumed one will write again."""
@@ -143,6 +153,8 @@ class RunWriter:
         """Append one record."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **asdict(costs), **values}) + "\n")
+        if self.listener is not None:
+            self.listener(event, costs, values)
 
     def preflight(self, **values: Any) -> None:
         """Keep what is known before the first step."""
@@ -158,7 +170,7 @@ class RunWriter:
 def _refuse_another_recipe(path: Path, old: dict[str, Any], recipe: Recipe) -> None:
     new = recipe.model_dump(mode="json")
     # Where things lie, how often they are saved and who holds what do not change what is computed; nor what is not read.
-    incidental = {"output", "store", "checkpoint", "parallel", "activation_checkpointing"}
+    incidental = {"output", "store", "checkpoint", "parallel", "activation_checkpointing", "sinks"}
     incidental |= set() if needs_teacher(recipe.objective) else {"signal"}
     for key, there, here in _differences(old, {key: value for key, value in new.items() if key not in incidental}):
         vocabulary = key in {"student.vocab_size", "student.dense.vocab_size"}

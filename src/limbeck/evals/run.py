@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.eval_results import FOLDER, EvalResult, Metric, read_results, write_result
-from limbeck.evals import artifact, bits_per_byte, calibration, copying, generation, gsm, latency
+from limbeck.evals import artifact, bits_per_byte, calibration, copying, generation, gsm, harness, latency, long_context
 from limbeck.evals.subject import EvalModel
 from limbeck.paths import require_writable
 from limbeck.runs import environment
@@ -20,7 +20,9 @@ from limbeck.spec.evals.calibration import Calibration
 from limbeck.spec.evals.copying import Copying
 from limbeck.spec.evals.generation import Generation
 from limbeck.spec.evals.gsm import Gsm
+from limbeck.spec.evals.harness import Harness
 from limbeck.spec.evals.latency import Latency
+from limbeck.spec.evals.long_context import LongContext
 
 
 def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path, again: bool = False) -> dict[str, EvalResult]:
@@ -72,5 +74,9 @@ def measure(model: EvalModel, spec: Eval, *, generations: Path | None = None) ->
             return generation.measure(model, spec, generations=generations)
         case Gsm():
             return gsm.measure(model, spec, generations=generations)
+        case Harness():
+            return harness.measure(model, spec, generations=generations)
         case Latency():
             return latency.measure(model, spec)
+        case LongContext():
+            return long_context.measure(model, spec, generations=generations)

@@ -12,6 +12,7 @@ from limbeck.spec.objective import Objective, check_signal, needs_teacher
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
 from limbeck.spec.parallel import Parallel, Replicated, Sharded
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
+from limbeck.spec.sinks import Sink
 from limbeck.spec.student import HuggingFaceStudent, Student, UpcycledStudent
 from limbeck.spec.teacher import Teacher
 
@@ -74,6 +75,8 @@ class Recipe(Spec):
     """auto: cuda where there is one, otherwise cpu."""
     seed: int = Field(0, ge=0)
     output: str = "out"
+    sinks: tuple[Sink, ...] = ()
+    """Where the run's metrics go too, beside its folder."""
 
     @model_validator(mode="after")
     def _objective_has_its_signal(self) -> Self:

@@ -1,6 +1,8 @@
 """Training a recipe from start to end: set up, run the loop, finish."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from limbeck.train.measure import finish
 from limbeck.train.parallel import leave
 from limbeck.train.preflight import preflight
 from limbeck.train.setup import Setup, open_setup
+from limbeck.train.sinks import check_sinks, open_sinks
 
 
 def train(recipe: Recipe) -> Path:
@@ -22,6 +25,7 @@ def train(recipe: Recipe) -> Path:
         require_recipe(path, recipe)
     if is_finished(path):
         return path
+    check_sinks(recipe.sinks)
     setup = open_setup(recipe)
     require_same_start(path, setup)
     checked = preflight(setup)  # before the run has a folder: what is mended here may change the recipe
@@ -30,13 +34,24 @@ def train(recipe: Recipe) -> Path:
         say(f"{recipe.name}: {checked.line()}")
         began = {} if setup.start is None else {"start": asdict(setup.start)}
         writer.preflight(**asdict(checked), **began)
-    costs = run(setup, path=path, writer=writer)
-    finish(setup, costs, path=path, writer=writer)
+    with _told(writer, setup.recipe):
+        costs = run(setup, path=path, writer=writer)
+        finish(setup, costs, path=path, writer=writer)
     processes = setup.processes
     del setup  # shards hold on to the group of processes, whose threads would outlive it
     gc.collect()
     leave(processes)
     return path
+
+
+@contextmanager
+def _told(writer: RunWriter | None, recipe: Recipe) -> Iterator[None]:
+    """Inside, the recipe's sinks hear of every record."""
+    if writer is None or not recipe.sinks:
+        yield
+        return
+    with open_sinks(recipe, writer.path, recorded=writer.recorded()) as writer.listener:
+        yield
 
 
 def require_same_start(path: Path, setup: Setup) -> None:

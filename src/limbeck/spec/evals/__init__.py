@@ -10,9 +10,11 @@ from limbeck.spec.evals.calibration import Calibration
 from limbeck.spec.evals.copying import Copying
 from limbeck.spec.evals.generation import Generation
 from limbeck.spec.evals.gsm import Gsm
+from limbeck.spec.evals.harness import Harness
 from limbeck.spec.evals.latency import Latency
+from limbeck.spec.evals.long_context import LongContext
 
 Eval = Annotated[
-    Artifact | BitsPerByte | Calibration | Copying | Generation | Gsm | Latency,
+    Artifact | BitsPerByte | Calibration | Copying | Generation | Gsm | Harness | Latency | LongContext,
     Field(discriminator="kind"),
 ]
