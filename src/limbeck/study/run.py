@@ -10,7 +10,8 @@ from typing import Any
 
 from limbeck.errors import DivergedError, SpecError
 from limbeck.progress import say
-from limbeck.report.page import Arm, write_report
+from limbeck.report.from_runs import view_of_runs
+from limbeck.report.study_page import write_study_report
 from limbeck.runs import Costs, Run, is_finished, open_run, require_recipe
 from limbeck.signals.places import info_at, is_published
 from limbeck.spec.objective import needs_teacher
@@ -86,16 +87,8 @@ def _reports(study: Study, recipes: Mapping[str, Recipe], *, runs: Mapping[str, 
 def report_of(runs: Mapping[str, Path], *, control: str, stores: Sequence[str], title: str, folder: Path) -> Path:
     """The HTML report of some runs and the stores they read."""
     opened = {name: _run_at(path) for name, path in runs.items()}
-    summaries = [run.summary for run in opened.values() if run is not None and run.summary is not None]
-    teachers = [summary["teacher"] for summary in summaries if summary["teacher"]]
-    return write_report(
-        [Arm(name, run) for name, run in opened.items()],
-        control=control,
-        stores=[info_at(path) for path in stores],
-        title=title,
-        folder=folder,
-        teacher=teachers[0] if len({teacher["name"] for teacher in teachers}) == 1 else None,
-    )
+    view = view_of_runs(opened, control=control, stores=[info_at(path) for path in stores], title=title)
+    return write_study_report(view, folder=folder)
 
 
 def describe_store(facts: Mapping[str, Any]) -> str:
