@@ -44,7 +44,7 @@ def report(
 
 
 def _only_control(runs: dict[str, Run]) -> str | None:
-    """The run without a teacher, or the first seed of it; None for a run alone. `LimbeckError` where there is none or several."""
+    """The run without a teacher, or the first seed of it; None for a run alone. `LimbeckError`: there is none, or several."""
     from limbeck.report.from_runs import arm_names
 
     arms = arm_names(runs)

@@ -14,7 +14,6 @@ from limbeck.report.cells import Basis, StudyView
 from limbeck.report.comparisons import BASES, Comparison, Outcome
 from limbeck.report.verdict import best_arm, verdict_on
 
-BASIS_WORDS: dict[Basis, str] = {"tokens": "tokens", "seconds": "training seconds", "flops": "FLOPs, the teacher’s counted"}
 Group = Literal["ahead", "behind", "level", "unknown", "no number"]
 _GROUPS: dict[Group, str] = {
     "ahead": "ahead",
@@ -24,6 +23,7 @@ _GROUPS: dict[Group, str] = {
     "no number": "no number",
 }
 _MOST_NAMED = 12
+_MOST_REFERENCES = 2
 
 
 def answer(view: StudyView, arms: Arms, *, found: Sequence[Comparison], axes: Sequence[AxisFinding]) -> Answer:
@@ -34,21 +34,21 @@ def answer(view: StudyView, arms: Arms, *, found: Sequence[Comparison], axes: Se
         verdict = verdict_on(best, arms, found=found, stores=view.stores)
         references = {each.against for each in against_controls if each.difference is not None}
         if len(references) > 1 and verdict.outcome != "unknown":
-            return Answer(verdict.outcome, _tally(against_controls), verdict.paragraphs)
+            return Answer(verdict.outcome, _tally(against_controls, view.teacher_share), verdict.paragraphs)
         return verdict
     if against_controls:
-        return _without_best(against_controls)
+        return _without_best(against_controls, view.teacher_share)
     if any(each.difference is not None for each in found):
-        return Answer("level" if not _clear(found) else _common(found), _tally(found), ())
+        return Answer(_common(found), _tally(found, view.teacher_share), ())
     if found:
         return Answer("unknown", "Nothing to compare yet", (_why_nothing(found),))
     return _without_comparison(arms, axes)
 
 
-def _without_best(found: Sequence[Comparison]) -> Answer:
+def _without_best(found: Sequence[Comparison], share: float) -> Answer:
     """Where arms have controls and none that learns from a teacher has finished."""
     if any(each.difference is not None for each in found):
-        return Answer(_common(found), _tally(found), ())
+        return Answer(_common(found), _tally(found, share), ())
     return Answer("unknown", "Nothing to compare yet", ("No arm that learns from a teacher has finished.", _why_nothing(found)))
 
 
@@ -63,8 +63,8 @@ def _without_comparison(arms: Arms, axes: Sequence[AxisFinding]) -> Answer:
     if told:
         finding = told[0]
         value = formats.pairs(finding.values[finding.best].value)
-        flat = f"{finding.axis} makes no difference that can be told"
-        return Answer("level", flat if finding.shape == "flat" else f"{finding.axis} = {value} is best", ())
+        flat = f"{finding.title} makes no difference that can be told"
+        return Answer("level", flat if finding.shape == "flat" else f"{finding.title} = {value} is best", ())
     ended = [arm for arm in arms if arm.bits is not None]
     if not ended:
         return Answer("unknown", "Nothing has finished yet", (f"{formats.plural(len(arms.members), 'run')}, none finished.",))
@@ -83,10 +83,6 @@ def _alone(arm: Arm) -> str:
     return f"“{arm.name}” needs {formats.spread(arm.bits)} bits per byte after {tokens} tokens ({_seeds(len(arm.finished))})."
 
 
-def _clear(found: Sequence[Comparison]) -> bool:
-    return any(each.outcome in ("ahead", "behind") for each in found)
-
-
 def _common(found: Sequence[Comparison]) -> Outcome:
     """The one outcome of all clear comparisons on the first basis with a number; 'level' where they point both ways."""
     clear = {each.outcome for each in _on_first_basis(found)} & {"ahead", "behind"}
@@ -100,10 +96,10 @@ def _on_first_basis(found: Sequence[Comparison]) -> list[Comparison]:
     return [each for each in found if each.basis == basis]
 
 
-def _tally(found: Sequence[Comparison]) -> str:
+def _tally(found: Sequence[Comparison], share: float) -> str:
     """`Of 8 arms, 3 are ahead of “base” at equal tokens, 4 behind, 1 cannot be told apart`."""
     chosen = _on_first_basis(found)
-    basis = BASIS_WORDS[chosen[0].basis]
+    basis = basis_words(chosen[0].basis, share)
     against = list(dict.fromkeys(each.against for each in chosen))
     other = (
         f"“{against[0]}”" if len(against) == 1 else "their controls" if chosen[0].role == "control" else "their counterparts"
@@ -127,33 +123,55 @@ def _group(comparison: Comparison) -> Group:
     return "no number" if comparison.difference is None else comparison.outcome
 
 
-def basis_sentences(found: Sequence[Comparison]) -> Bullets | None:
+def basis_sentences(found: Sequence[Comparison], *, share: float) -> Bullets | None:
     """For every basis and what arms are held against, who is ahead, behind and neither, each with its number."""
-    keys = dict.fromkeys((each.basis, each.role, each.against) for each in found)
-    items = tuple(
-        _basis_sentence([each for each in found if (each.basis, each.role, each.against) == key])
-        for key in sorted(keys, key=lambda key: BASES.index(key[0]))
-    )
-    return Bullets(items) if items else None
+    items = []
+    for basis in BASES:
+        for role in ("control", "arm"):
+            inside = [each for each in found if each.basis == basis and each.role == role]
+            names = list(dict.fromkeys(each.against for each in inside))
+            if len(names) > _MOST_REFERENCES:
+                items.append(_basis_sentence(inside, share))
+            else:
+                items += [_basis_sentence([each for each in inside if each.against == name], share) for name in names]
+    return Bullets(tuple(items)) if items else None
 
 
-def _basis_sentence(found: Sequence[Comparison]) -> str:
+def _basis_sentence(found: Sequence[Comparison], share: float) -> str:
     first = found[0]
-    kind = "the control " if first.role == "control" else ""
+    kinds = {
+        ("control", True): "the control ",
+        ("arm", True): "",
+        ("control", False): "their controls",
+        ("arm", False): "others",
+    }
+    one = len({each.against for each in found}) == 1
+    against = kinds[first.role, one] + (f"“{first.against}”" if one else "")
+    over = {each.basis_of_interval for each in found if each.difference is not None}
+    shared = f" (95% intervals over {over.pop()})" if len(over) == 1 else ""
     parts = []
     for group, words in _GROUPS.items():
         inside = [each for each in found if _group(each) == group]
         inside.sort(key=lambda each: each.difference.value if each.difference is not None else 0.0)
         if inside:
-            parts.append(f"{words}: {', '.join(map(_with_number, inside))}")
-    return f"Against {kind}“{first.against}” at equal {BASIS_WORDS[first.basis]}. {_capital('; '.join(parts))}."
+            parts.append(f"{words}: {', '.join(_with_number(each, alone=not shared) for each in inside)}")
+    return f"At equal {basis_words(first.basis, share)}, against {against}{shared}. {_capital('; '.join(parts))}."
 
 
-def _with_number(comparison: Comparison) -> str:
+def _with_number(comparison: Comparison, *, alone: bool) -> str:
     if comparison.difference is None:
         return f"“{comparison.arm.name}” ({comparison.why})"
     numbers = formats.interval(comparison.difference, sign=True)
-    return f"“{comparison.arm.name}” {numbers} ({comparison.basis_of_interval})"
+    return f"“{comparison.arm.name}” {numbers}{f' ({comparison.basis_of_interval})' if alone else ''}"
+
+
+def basis_words(basis: Basis, share: float) -> str:
+    """What is held equal, in words."""
+    if basis != "flops":
+        return {"tokens": "tokens", "seconds": "training seconds"}[basis]
+    if share == 0:
+        return "FLOPs of the student"
+    return "FLOPs, the teacher’s counted" if share == 1 else f"FLOPs, the teacher’s counted to {share:.0%}"
 
 
 def axis_sentence(finding: AxisFinding) -> str:
@@ -162,7 +180,7 @@ def axis_sentence(finding: AxisFinding) -> str:
     over = _seeds(finding.seeds) if finding.over != "documents" else "1 seed; intervals over documents"
     averaged = f", averaged over {finding.settings} settings of the other axes" if finding.settings > 1 else ""
     opening = (
-        f"{finding.axis} ({over}{averaged}): the fewest bits per byte, {formats.spread(best.bits)}, at "
+        f"{finding.title} ({over}{averaged}): the fewest bits per byte, {formats.spread(best.bits)}, at "
         f"{formats.pairs(best.value)}; the next, {formats.pairs(second.value)}, is "
         f"{formats.interval(second.minus_best, sign=True)} from it."
     )

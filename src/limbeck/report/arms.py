@@ -27,7 +27,7 @@ from limbeck.spec.objective import needs_teacher
 Cost = Literal["tokens", "seconds", "student_flops", "all_flops"]
 COSTS: tuple[Cost, ...] = ("tokens", "seconds", "student_flops", "all_flops")
 SAME = 0.02
-"""Two costs within this fraction of the larger count as equal."""
+"""Two costs within this fraction of the larger count as equal, where a study does not say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,10 @@ class Arms:
     by_cell: Mapping[str, Member]
     control_cells: frozenset[str]
     """The names of the cells that others are held against as controls."""
+    teacher_share: float = 1.0
+    """Of the teacher's FLOPs, how much counts at equal FLOPs."""
+    tolerance: float = SAME
+    """Costs within this fraction of the larger are equal."""
 
     def __iter__(self) -> Iterator[Arm]:
         return iter(self.all)
@@ -242,7 +246,8 @@ def arms_of(view: StudyView) -> Arms:
     controls = frozenset(name for cell in view.cells for name in cell.controls.values())
     for cell in view.cells:
         _check_references(cell, by_cell=by_cell, arms=members)
-    return Arms(tuple(Arm(name, tuple(found)) for name, found in members.items()), by_cell, controls)
+    every = tuple(Arm(name, tuple(found)) for name, found in members.items())
+    return Arms(every, by_cell, controls, view.teacher_share, view.tolerance)
 
 
 def _check_references(cell: Cell, *, by_cell: Mapping[str, Member], arms: Mapping[str, Any]) -> None:
@@ -280,6 +285,6 @@ def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def same(first: float, second: float) -> bool:
-    """Whether two costs are equal within `SAME`."""
-    return math.isclose(first, second, rel_tol=SAME)
+def same(first: float, second: float, *, tolerance: float = SAME) -> bool:
+    """Whether two costs are equal within a fraction of the larger."""
+    return math.isclose(first, second, rel_tol=tolerance)

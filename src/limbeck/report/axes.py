@@ -40,7 +40,7 @@ class Value:
 class AxisFinding:
     """What an axis shows. `values` are in order: ascending numbers, or as they came."""
 
-    axis: str
+    title: str
     values: tuple[Value, ...]
     best: int
     """Its place among the values."""
@@ -59,16 +59,37 @@ class AxisFinding:
         return min(others, key=lambda place: self.values[place].bits.mean)
 
 
-def axis_names(arms: Arms) -> tuple[str, ...]:
-    """The axes on which arms take different values, in the order in which they come."""
-    names = dict.fromkeys(name for arm in arms for name in arm.settings)
-    return tuple(name for name in names if len({key_of(arm.settings[name]) for arm in arms if name in arm.settings}) > 1)
+@dataclass(frozen=True)
+class AxisOf:
+    """An axis of the arms of one base, which all have a value on it and on the base's other axes."""
+
+    axis: str
+    base: str
+    """Empty where a study has one."""
+    arms: tuple[Arm, ...]
+
+    @property
+    def title(self) -> str:
+        """`kd: lr`."""
+        return f"{self.base}: {self.axis}" if self.base else self.axis
 
 
-def on_axes(arms: Arms) -> list[Arm]:
-    """The arms that have a value on every axis: controls that cells share have not."""
-    names = axis_names(arms)
-    return [arm for arm in arms if names and all(name in arm.settings for name in names)]
+def axes_of(arms: Arms) -> list[AxisOf]:
+    """Every axis of every base on which its arms take different values, in the order in which they come.
+
+    Of a base's arms those count that have a value on all of its axes: controls that cells share have not.
+    """
+    by_base: dict[str, list[Arm]] = {}
+    for arm in arms:
+        by_base.setdefault(arm.members[0].cell.base, []).append(arm)
+    found = []
+    several = sum(any(arm.settings for arm in inside) for inside in by_base.values()) > 1
+    for base, inside in by_base.items():
+        names = dict.fromkeys(name for arm in inside for name in arm.settings)
+        placed = tuple(arm for arm in inside if names and all(name in arm.settings for name in names))
+        varied = [name for name in names if len({key_of(arm.settings[name]) for arm in placed}) > 1]
+        found += [AxisOf(name, base if several else "", placed) for name in varied]
+    return found
 
 
 def key_of(value: Any) -> str:
@@ -92,12 +113,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def axis_finding(arms: Arms, axis: str) -> AxisFinding | None:
+def axis_finding(placed: AxisOf) -> AxisFinding | None:
     """What the finished cells say of an axis; None where fewer than two values share a seed and a setting."""
+    axis = placed.axis
     cells: dict[str, dict[Block, Member]] = {}
-    on_axis = [arm for arm in on_axes(arms) if axis in arm.settings]
-    every = ordered([arm.settings[axis] for arm in on_axis])
-    for arm in on_axis:
+    every = ordered([arm.settings[axis] for arm in placed.arms])
+    for arm in placed.arms:
         setting = key_of(other_settings(arm, axis))
         for member in arm.finished:
             cells.setdefault(key_of(arm.settings[axis]), {})[setting, member.cell.seed] = member
@@ -107,11 +128,11 @@ def axis_finding(arms: Arms, axis: str) -> AxisFinding | None:
         return None
     columns = [[cells[key_of(value)][block] for block in blocks] for value in values]
     lost = tuple(value for value in every if key_of(value) not in cells)
-    return _found(axis, values, columns, blocks=blocks, lost=lost)
+    return _found(placed.title, values, columns, blocks=blocks, lost=lost)
 
 
 def _found(
-    axis: str, values: list[Any], columns: list[list[Member]], *, blocks: list[Block], lost: tuple[Any, ...]
+    title: str, values: list[Any], columns: list[list[Member]], *, blocks: list[Block], lost: tuple[Any, ...]
 ) -> AxisFinding:
     seeds = list(dict.fromkeys(seed for _, seed in blocks))
     spreads = [_spread(column, blocks, seeds) for column in columns]
@@ -127,7 +148,7 @@ def _found(
     ]
     shape = shape_of([each.mean for each in spreads], pairwise, in_order=all(map(is_number, values)))
     settings = len({setting for setting, _ in blocks})
-    return AxisFinding(axis, tuple(found), best, shape, over, len(seeds), settings, lost)
+    return AxisFinding(title, tuple(found), best, shape, over, len(seeds), settings, lost)
 
 
 def shape_of(means: Sequence[float], pairwise: Mapping[tuple[int, int], Estimate], *, in_order: bool) -> Shape:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from limbeck.drawing import COLOURS, MARKERS
 from limbeck.report import formats
 from limbeck.report.arms import Arm, Arms
-from limbeck.report.axes import AxisFinding, Value, is_number, key_of, on_axes, ordered, other_settings
+from limbeck.report.axes import AxisFinding, AxisOf, Value, is_number, key_of, ordered, other_settings
 from limbeck.report.blocks import Drawn, Scalar, Table
 from limbeck.report.comparisons import nearest_pairs
 from limbeck.report.eval_tables import slug
@@ -21,9 +21,10 @@ _WIDE = 10.0
 _MOST_LINES = 12
 
 
-def draw_axis(arms: Arms, axis: str) -> Drawn | None:
+def draw_axis(placed: AxisOf, arms: Arms) -> Drawn | None:
     """The figure of one axis; None where nothing on it has finished."""
-    on_axis = [arm for arm in on_axes(arms) if arm.bits is not None]
+    axis = placed.axis
+    on_axis = [arm for arm in placed.arms if arm.bits is not None]
     if not on_axis:
         return None
     lines: dict[str, list[Arm]] = {}
@@ -38,14 +39,15 @@ def draw_axis(arms: Arms, axis: str) -> Drawn | None:
             inside = sorted(inside, key=lambda arm: place[key_of(arm.settings[axis])])
             _line(axes, inside, [place[key_of(arm.settings[axis])] for arm in inside], number, text=name)
         _controls(axes, on_axis, arms, [place[key_of(arm.settings[axis])] for arm in on_axis])
-        axes.set(xlabel=label(axis), ylabel="held-out bits per byte")
-        if len(shown) > 1 or axes.get_legend_handles_labels()[1]:
+        axes.set(xlabel=label(placed.title), ylabel="held-out bits per byte")
+        if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8.5)
 
     left_out = f" {len(lines) - len(shown)} more settings are in the table of arms." if len(lines) > len(shown) else ""
     seeds = " Small dots are seeds, bars 95% intervals over them." if any(len(arm.finished) > 1 for arm in on_axis) else ""
-    caption = f"Final bits per byte against {axis}; controls in black.{seeds}{left_out}"
-    return drawn(f"axis-{slug(axis)}", caption, one_pair_of_axes(draw))
+    held = " Controls in black." if any(nearest_pairs(arm, arms) for arm in on_axis) else ""
+    caption = f"Final bits per byte against {placed.title}.{held}{seeds}{left_out}"
+    return drawn(f"axis-{slug(placed.title)}", caption, one_pair_of_axes(draw))
 
 
 def _places(axes: Axes, values: Sequence[Any]) -> Mapping[str, float]:
@@ -97,7 +99,7 @@ def _controls(axes: Axes, on_axis: Sequence[Arm], arms: Arms, places: Sequence[f
 
 def axis_table(finding: AxisFinding) -> Table:
     """Every value of an axis, and its difference to the best."""
-    headers = (finding.axis, "bits per byte", "minus the best [95%]")
+    headers = (finding.title, "bits per byte", "minus the best [95%]")
     rows = tuple(
         (
             formats.pairs(value.value),
@@ -109,13 +111,13 @@ def axis_table(finding: AxisFinding) -> Table:
     )
     marks = {finding.best: "control"}
     records = tuple(_record(finding, value) for value in finding.values)
-    return Table(headers, rows, marks=marks, name=f"axis-{slug(finding.axis)}", records=records)
+    return Table(headers, rows, marks=marks, name=f"axis-{slug(finding.title)}", records=records)
 
 
 def _record(finding: AxisFinding, value: Value) -> dict[str, Scalar]:
     gap = value.minus_best
     return {
-        "axis": finding.axis,
+        "axis": finding.title,
         "value": value.value if is_number(value.value) else formats.pairs(value.value),
         "bits_per_byte": value.bits.mean,
         "bits_per_byte_sd": value.bits.sd,

@@ -9,19 +9,19 @@ measurements and never beyond them. The one that is read before its end is read 
 straight line lies above a convex curve: both count against it, so the result says which one it was.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
-from limbeck.report.arms import Arm, Arms, Cost, Member, cost_of, same, same_heldout
+from limbeck.report.arms import Arm, Arms, Cost, Member, same, same_heldout
 from limbeck.report.cells import Basis
 from limbeck.report.seeds import mean_estimate
 from limbeck.report.statistics import Estimate, interpolate, paired_difference
 
 BASES: tuple[Basis, ...] = get_args(Basis)
-COST: dict[Basis, Cost] = {"tokens": "tokens", "seconds": "seconds", "flops": "all_flops"}
 Outcome = Literal["ahead", "behind", "level", "unknown"]
 Over = Literal["seeds", "documents", "nothing"]
 """What an interval is over."""
@@ -78,10 +78,11 @@ def comparisons(arms: Arms) -> list[Comparison]:
         for basis in BASES:
             pairs = control_pairs(arm, arms, basis)
             if pairs:
-                found.append(_compare(arm, pairs, basis, role="control"))
+                found.append(_compare(arm, pairs, basis, arms=arms, role="control"))
         if arm.members[0].cell.compared_with is not None:
             other = arms.named(arm.members[0].cell.compared_with)
-            found += [_compare(arm, seed_pairs(arm, other), basis, role="arm", against=other.name) for basis in BASES]
+            pairs = seed_pairs(arm, other)
+            found += [_compare(arm, pairs, basis, arms=arms, role="arm", against=other.name) for basis in BASES]
     return found
 
 
@@ -107,14 +108,17 @@ def nearest_pairs(arm: Arm, arms: Arms) -> list[Pair]:
 
 
 def _compare(
-    arm: Arm, pairs: Sequence[Pair], basis: Basis, *, role: Literal["control", "arm"], against: str = ""
+    arm: Arm, pairs: Sequence[Pair], basis: Basis, *, arms: Arms, role: Literal["control", "arm"], against: str = ""
 ) -> Comparison:
     against = against or ", ".join(dict.fromkeys(other.cell.arm for _, other in pairs))
-    problems = [_problem(member, other, COST[basis]) for member, other in pairs]
-    usable = [pair for pair, problem in zip(pairs, problems, strict=True) if not problem]
+    problems = [_problem(member, other) for member, other in pairs]
+    sound = [pair for pair, problem in zip(pairs, problems, strict=True) if not problem]
+    ratios = [_cost_ratio(pair, basis, arms) for pair in sound]
+    usable = [pair for pair, ratio in zip(sound, ratios, strict=True) if same(ratio, 1.0, tolerance=arms.tolerance)]
     value, over, why = paired(usable)
     if value is None:
-        why = "; ".join(dict.fromkeys(problems)) or "no seed in common"
+        reasons = [*([f"unequal, {_range(ratios)}"] if ratios else []), *filter(None, problems)]
+        why = "; ".join(dict.fromkeys(reasons)) or "no seed in common"
     by_seed = tuple((member.cell.seed, _bits(member) - _bits(other)) for member, other in usable)
     return Comparison(arm, against, basis, role, value, over, by_seed, why)
 
@@ -141,17 +145,32 @@ def _over_documents(member: Member, other: Member) -> tuple[Estimate, Over, str]
     return paired_difference(member.documents, other.documents), "documents", ""
 
 
-def _problem(member: Member, other: Member, cost: Cost) -> str:
-    """Why two cells do not compare at an equal cost; empty where they do."""
+def _range(ratios: Sequence[float]) -> str:
+    """`1.31×`, or `0.81× to 1.38×` where seeds differ."""
+    low, high = f"{min(ratios):.2f}×", f"{max(ratios):.2f}×"
+    return low if low == high else f"{low} to {high}"
+
+
+def _cost_ratio(pair: Pair, basis: Basis, arms: Arms) -> float:
+    """What a cell has spent on a basis over what the other has."""
+    mine, theirs = (_spent(member, basis, teacher_share=arms.teacher_share) for member in pair)
+    return mine / theirs if theirs else math.inf if mine else 1.0
+
+
+def _spent(member: Member, basis: Basis, *, teacher_share: float) -> float:
+    if basis != "flops":
+        return float(member.summary[basis])
+    return float(member.summary["student_flops"]) + teacher_share * float(member.summary["teacher_flops"])
+
+
+def _problem(member: Member, other: Member) -> str:
+    """Why two cells do not compare, whatever they have spent; empty where they do."""
     if not member.finished:
         return member.status
     if not other.finished:
         return f"“{other.name}” is {other.status}"
     if not same_heldout(member, other):
         return "measured on other documents"
-    mine, theirs = cost_of(member.summary, cost), cost_of(other.summary, cost)
-    if not same(mine, theirs):
-        return f"unequal, {mine / theirs:.2f}×" if theirs else "unequal"
     return ""
 
 

@@ -22,6 +22,7 @@ from limbeck.report.comparisons import nearest_pairs
 from limbeck.report.statistics import moving_mean
 
 MOST_CURVES = 12
+_MOST_REFERENCES = 4
 _ROOM_INSIDE = 5
 _SHORT = 28
 """Characters of a label of which two fit side by side."""
@@ -44,9 +45,9 @@ class Look:
 
 
 def references(arms: Arms) -> list[str]:
-    """The names of the arms that others are held against."""
-    found = dict.fromkeys(other.cell.arm for arm in arms for _, other in nearest_pairs(arm, arms))
-    return list(found)
+    """The names of the arms that others are held against, those of the most arms first."""
+    found = [name for arm in arms for name in dict.fromkeys(other.cell.arm for _, other in nearest_pairs(arm, arms))]
+    return sorted(set(found), key=lambda name: (-found.count(name), found.index(name)))
 
 
 def looks(arms: Arms) -> dict[str, Look]:
@@ -55,7 +56,9 @@ def looks(arms: Arms) -> dict[str, Look]:
     black = references(arms)
     for number, arm in enumerate(arm for arm in arms if arm.name not in black):
         line = ("-" if number % 12 < len(COLOURS) else ":") if arm.finished else "--"
-        result[arm.name] = Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], line, 1.6)
+        result[arm.name] = Look(
+            COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)], line, 1.6
+        )
     for number, name in enumerate(black):
         line = ("-", ":", "-.")[number % 3] if arms.named(name).finished else "--"
         result[name] = Look(("#000000", "#555555")[number > 0], "o", line, 2.4)
@@ -69,7 +72,8 @@ def chosen(arms: Arms) -> list[Arm]:
         return begun
     black = references(arms)
     best = sorted((arm for arm in begun if arm.name not in black), key=_rank)
-    kept = {arm.name for arm in best[: max(1, MOST_CURVES - len(black))]} | set(black[:MOST_CURVES])
+    black = black[:_MOST_REFERENCES]
+    kept = {arm.name for arm in best[: MOST_CURVES - len(black)]} | set(black)
     return [arm for arm in begun if arm.name in kept]
 
 
@@ -235,5 +239,5 @@ def drawn(name: str, caption: str, draw: drawing.Draw, *, size: tuple[float, flo
     """A figure in both formats. Names may hold letters that the font lacks: they are drawn as boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        png, svg = drawing.render(draw, size=size), drawing.render(draw, size=size, format="svg")
+        png, svg = drawing.render_both(draw, size=size)
     return Drawn(name, caption, png, svg, wide)

@@ -13,7 +13,7 @@ import yaml
 from limbeck import __version__
 from limbeck.report.answer import answer, axis_sentence, basis_sentences
 from limbeck.report.arms import Arms, arms_of
-from limbeck.report.axes import AxisFinding, axis_finding, axis_names
+from limbeck.report.axes import AxisFinding, AxisOf, axes_of, axis_finding
 from limbeck.report.axis_figures import axis_table, draw_axis
 from limbeck.report.blocks import Block, Bullets, Drawn, Heading, Paragraph, Source, Table
 from limbeck.report.calibration import draw_reliability
@@ -55,14 +55,15 @@ def study_blocks(view: StudyView) -> list[Block]:
     """The whole report before it is written."""
     arms = arms_of(view)
     found = comparisons(arms)
-    findings = [finding for axis in axis_names(arms) if (finding := axis_finding(arms, axis)) is not None]
+    axes = axes_of(arms)
+    findings = {axis.title: finding for axis in axes if (finding := axis_finding(axis)) is not None}
     teacher = teacher_of(view, arms)
     return [
-        *_answer(view, arms, found, findings),
+        *_answer(view, arms, found, list(findings.values())),
         *_arms(arms, found, teacher),
         *_evaluations(view, arms),
         *_curves(arms, teacher),
-        *_axes(arms, findings),
+        *_axes(arms, axes, findings),
         *_costs(arms),
         *_predicted(view, arms),
         *_stores(view, arms),
@@ -85,7 +86,7 @@ def _answer(view: StudyView, arms: Arms, found: Sequence[Comparison], findings: 
     if view.question:
         blocks.append(Paragraph(f"Question: {view.question}"))
     blocks.append(answer(view, arms, found=found, axes=findings))
-    bases = basis_sentences(found)
+    bases = basis_sentences(found, share=view.teacher_share)
     if bases is not None:
         blocks.append(bases)
     if findings:
@@ -155,22 +156,18 @@ _EQUAL_NOTE = (
 )
 
 
-def _axes(arms: Arms, findings: Sequence[AxisFinding]) -> list[Block]:
-    by_name = {finding.axis: finding for finding in findings}
-    blocks: list[Block] = []
-    for axis in axis_names(arms):
-        figure = draw_axis(arms, axis)
-        if figure is not None:
-            blocks.append(figure)
-        if axis in by_name:
-            blocks += [axis_table(by_name[axis]), Paragraph(_over(by_name[axis]), soft=True)]
+def _axes(arms: Arms, axes: Sequence[AxisOf], findings: Mapping[str, AxisFinding]) -> list[Block]:
+    figures = [figure for axis in axes if (figure := draw_axis(axis, arms)) is not None]
+    blocks: list[Block] = [*figures]
+    for finding in findings.values():
+        blocks += [axis_table(finding), Paragraph(_over(finding), soft=True)]
     return [Heading("Axes"), *blocks] if blocks else []
 
 
 def _over(finding: AxisFinding) -> str:
     averaged = f", averaged over {finding.settings} settings of the other axes" if finding.settings > 1 else ""
     over = {"seeds": f"over {finding.seeds} seeds", "documents": "over held-out documents (one seed)", "nothing": "not known"}
-    return f"{finding.axis}{averaged}; intervals {over[finding.over]}, paired."
+    return f"{finding.title}{averaged}; intervals {over[finding.over]}, paired."
 
 
 def _costs(arms: Arms) -> list[Block]:

@@ -98,7 +98,7 @@ def _final_sentence(best: Arm, pairs: Sequence[Pair], final: Estimate, over: Ove
     if final.low is None or final.high is None:
         return f"{opening} {words}; it has no interval ({why}), and whether it is more than chance cannot be told."
     span = f"95% interval over {over} {formats.signed(final.low)} to {formats.signed(final.high)}"
-    like = "documents like these" if over == "documents" else "these documents, whatever the seed"
+    like = "documents like these" if over == "documents" else "these documents, with seeds like these"
     meaning = {
         "ahead": f"the interval excludes zero, so the distilled student is better on {like}",
         "behind": f"the interval excludes zero, so the distilled student is worse on {like}",
