@@ -10,8 +10,8 @@ from limbeck.report import formats
 from limbeck.report.arms import Arm, Arms
 from limbeck.report.axes import AxisFinding
 from limbeck.report.blocks import Answer, Bullets
-from limbeck.report.cells import Basis, StudyView
-from limbeck.report.comparisons import BASES, Comparison, Outcome
+from limbeck.report.cells import StudyView
+from limbeck.report.comparisons import BASES, Comparison, Outcome, basis_words
 from limbeck.report.verdict import best_arm, verdict_on
 
 Group = Literal["ahead", "behind", "level", "unknown", "no number"]
@@ -24,6 +24,7 @@ _GROUPS: dict[Group, str] = {
 }
 _MOST_NAMED = 12
 _MOST_REFERENCES = 2
+_MOST_AXES = 3
 
 
 def answer(view: StudyView, arms: Arms, *, found: Sequence[Comparison], axes: Sequence[AxisFinding]) -> Answer:
@@ -34,21 +35,21 @@ def answer(view: StudyView, arms: Arms, *, found: Sequence[Comparison], axes: Se
         verdict = verdict_on(best, arms, found=found, stores=view.stores)
         references = {each.against for each in against_controls if each.difference is not None}
         if len(references) > 1 and verdict.outcome != "unknown":
-            return Answer(verdict.outcome, _tally(against_controls, view.teacher_share), verdict.paragraphs)
+            return Answer(verdict.outcome, _tally(against_controls, arms), verdict.paragraphs)
         return verdict
     if against_controls:
-        return _without_best(against_controls, view.teacher_share)
+        return _without_best(against_controls, arms)
     if any(each.difference is not None for each in found):
-        return Answer(_common(found), _tally(found, view.teacher_share), ())
+        return Answer(_common(found), _tally(found, arms), ())
     if found:
         return Answer("unknown", "Nothing to compare yet", (_why_nothing(found),))
     return _without_comparison(arms, axes)
 
 
-def _without_best(found: Sequence[Comparison], share: float) -> Answer:
+def _without_best(found: Sequence[Comparison], arms: Arms) -> Answer:
     """Where arms have controls and none that learns from a teacher has finished."""
     if any(each.difference is not None for each in found):
-        return Answer(_common(found), _tally(found, share), ())
+        return Answer(_common(found), _tally(found, arms), ())
     return Answer("unknown", "Nothing to compare yet", ("No arm that learns from a teacher has finished.", _why_nothing(found)))
 
 
@@ -59,12 +60,12 @@ def _why_nothing(found: Sequence[Comparison]) -> str:
 
 
 def _without_comparison(arms: Arms, axes: Sequence[AxisFinding]) -> Answer:
-    told = [axis for axis in axes if axis.shape not in ("unknown", "unclear")]
+    told = [axis for axis in axes if axis.shape not in ("unknown", "unclear", "flat")][:_MOST_AXES]
     if told:
-        finding = told[0]
-        value = formats.pairs(finding.values[finding.best].value)
-        flat = f"{finding.title} makes no difference that can be told"
-        return Answer("level", flat if finding.shape == "flat" else f"{finding.title} = {value} is best", ())
+        best = "; ".join(f"{axis.title} = {formats.pairs(axis.values[axis.best].value)}" for axis in told)
+        return Answer("level", f"Best: {best}", ())
+    if any(axis.shape == "flat" for axis in axes):
+        return Answer("level", "No value of an axis can be told from the best", ())
     ended = [arm for arm in arms if arm.bits is not None]
     if not ended:
         return Answer("unknown", "Nothing has finished yet", (f"{formats.plural(len(arms.members), 'run')}, none finished.",))
@@ -96,10 +97,10 @@ def _on_first_basis(found: Sequence[Comparison]) -> list[Comparison]:
     return [each for each in found if each.basis == basis]
 
 
-def _tally(found: Sequence[Comparison], share: float) -> str:
+def _tally(found: Sequence[Comparison], arms: Arms) -> str:
     """`Of 8 arms, 3 are ahead of “base” at equal tokens, 4 behind, 1 cannot be told apart`."""
     chosen = _on_first_basis(found)
-    basis = basis_words(chosen[0].basis, share)
+    basis = basis_words(chosen[0].basis, arms)
     against = list(dict.fromkeys(each.against for each in chosen))
     other = (
         f"“{against[0]}”" if len(against) == 1 else "their controls" if chosen[0].role == "control" else "their counterparts"
@@ -123,7 +124,7 @@ def _group(comparison: Comparison) -> Group:
     return "no number" if comparison.difference is None else comparison.outcome
 
 
-def basis_sentences(found: Sequence[Comparison], *, share: float) -> Bullets | None:
+def basis_sentences(found: Sequence[Comparison], arms: Arms) -> Bullets | None:
     """For every basis and what arms are held against, who is ahead, behind and neither, each with its number."""
     items = []
     for basis in BASES:
@@ -131,13 +132,13 @@ def basis_sentences(found: Sequence[Comparison], *, share: float) -> Bullets | N
             inside = [each for each in found if each.basis == basis and each.role == role]
             names = list(dict.fromkeys(each.against for each in inside))
             if len(names) > _MOST_REFERENCES:
-                items.append(_basis_sentence(inside, share))
+                items.append(_basis_sentence(inside, arms))
             else:
-                items += [_basis_sentence([each for each in inside if each.against == name], share) for name in names]
+                items += [_basis_sentence([each for each in inside if each.against == name], arms) for name in names]
     return Bullets(tuple(items)) if items else None
 
 
-def _basis_sentence(found: Sequence[Comparison], share: float) -> str:
+def _basis_sentence(found: Sequence[Comparison], arms: Arms) -> str:
     first = found[0]
     kinds = {
         ("control", True): "the control ",
@@ -155,7 +156,7 @@ def _basis_sentence(found: Sequence[Comparison], share: float) -> str:
         inside.sort(key=lambda each: each.difference.value if each.difference is not None else 0.0)
         if inside:
             parts.append(f"{words}: {', '.join(_with_number(each, alone=not shared) for each in inside)}")
-    return f"At equal {basis_words(first.basis, share)}, against {against}{shared}. {_capital('; '.join(parts))}."
+    return f"At equal {basis_words(first.basis, arms)}, against {against}{shared}. {_capital('; '.join(parts))}."
 
 
 def _with_number(comparison: Comparison, *, alone: bool) -> str:
@@ -163,15 +164,6 @@ def _with_number(comparison: Comparison, *, alone: bool) -> str:
         return f"“{comparison.arm.name}” ({comparison.why})"
     numbers = formats.interval(comparison.difference, sign=True)
     return f"“{comparison.arm.name}” {numbers}{f' ({comparison.basis_of_interval})' if alone else ''}"
-
-
-def basis_words(basis: Basis, share: float) -> str:
-    """What is held equal, in words."""
-    if basis != "flops":
-        return {"tokens": "tokens", "seconds": "training seconds"}[basis]
-    if share == 0:
-        return "FLOPs of the student"
-    return "FLOPs, the teacher’s counted" if share == 1 else f"FLOPs, the teacher’s counted to {share:.0%}"
 
 
 def axis_sentence(finding: AxisFinding) -> str:

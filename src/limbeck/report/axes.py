@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from limbeck.report import formats
 from limbeck.report.arms import Arm, Arms, Member
 from limbeck.report.comparisons import Over
 from limbeck.report.seeds import Spread, mean_estimate, spread
@@ -90,6 +91,14 @@ def axes_of(arms: Arms) -> list[AxisOf]:
         varied = [name for name in names if len({key_of(arm.settings[name]) for arm in placed}) > 1]
         found += [AxisOf(name, base if several else "", placed) for name in varied]
     return found
+
+
+def split(placed: AxisOf) -> list[AxisOf]:
+    """The same axis at every setting of the other axes, apart; its titles name the setting."""
+    settings: dict[str, list[Arm]] = {}
+    for arm in placed.arms:
+        settings.setdefault(formats.pairs(other_settings(arm, placed.axis)), []).append(arm)
+    return [AxisOf(placed.axis, setting, tuple(inside)) for setting, inside in settings.items()]
 
 
 def key_of(value: Any) -> str:

@@ -29,7 +29,8 @@ def draw_axis(placed: AxisOf, arms: Arms) -> Drawn | None:
         return None
     lines: dict[str, list[Arm]] = {}
     for arm in on_axis:
-        lines.setdefault(formats.pairs(other_settings(arm, axis)), []).append(arm)
+        lines.setdefault(", ".join(map(formats.pairs, other_settings(arm, axis).values())), []).append(arm)
+    others = ", ".join(other_settings(on_axis[0], axis))
     values = ordered([arm.settings[axis] for arm in on_axis])
     shown = dict(list(lines.items())[:_MOST_LINES])
 
@@ -40,14 +41,21 @@ def draw_axis(placed: AxisOf, arms: Arms) -> Drawn | None:
             _line(axes, inside, [place[key_of(arm.settings[axis])] for arm in inside], number, text=name)
         _controls(axes, on_axis, arms, [place[key_of(arm.settings[axis])] for arm in on_axis])
         axes.set(xlabel=label(placed.title), ylabel="held-out bits per byte")
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize=8.5)
+        _legend(axes, title=others)
 
     left_out = f" {len(lines) - len(shown)} more settings are in the table of arms." if len(lines) > len(shown) else ""
     seeds = " Small dots are seeds, bars 95% intervals over them." if any(len(arm.finished) > 1 for arm in on_axis) else ""
     held = " Controls in black." if any(nearest_pairs(arm, arms) for arm in on_axis) else ""
     caption = f"Final bits per byte against {placed.title}.{held}{seeds}{left_out}"
     return drawn(f"axis-{slug(placed.title)}", caption, one_pair_of_axes(draw))
+
+
+def _legend(axes: Axes, *, title: str) -> None:
+    """Beside the axes where there are many lines; none where there is one."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    axes.figure.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=8.5, title=label(title), alignment="left")
 
 
 def _places(axes: Axes, values: Sequence[Any]) -> Mapping[str, float]:
@@ -112,6 +120,25 @@ def axis_table(finding: AxisFinding) -> Table:
     marks = {finding.best: "control"}
     records = tuple(_record(finding, value) for value in finding.values)
     return Table(headers, rows, marks=marks, name=f"axis-{slug(finding.title)}", records=records)
+
+
+def setting_table(placed: AxisOf, apart: Sequence[tuple[AxisOf, AxisFinding]]) -> Table:
+    """The best value of an axis at every setting of the others, what the next costs, and the shape there."""
+    headers = ("at", f"best {placed.axis}", "bits per byte", "next", "minus the best [95%]", "shape")
+    rows = tuple(
+        (
+            part.base,
+            formats.pairs(best.value),
+            formats.spread(best.bits),
+            formats.pairs(second.value),
+            formats.interval(second.minus_best, sign=True),
+            finding.shape,
+        )
+        for part, finding in apart
+        for best, second in ((finding.values[finding.best], finding.values[finding.second]),)
+    )
+    title = f"{placed.title} at every setting of the other axes"
+    return Table(headers, rows, frozenset({0, 5}), name=f"axis-{slug(placed.title)}-apart", title=title)
 
 
 def _record(finding: AxisFinding, value: Value) -> dict[str, Scalar]:

@@ -1,9 +1,9 @@
 """Reliability diagrams from the details of `calibration` evaluations: how often a model is right at every confidence.
 
-    details["comparisons"] = {name: {"bins": [{"confidence": c, "accuracy": a, "count": n}, …], "error": e}, …}
+    details["reliability"] = {comparison: {"error": e, "count": [n, …], "confidence": [c, …], "outcome": [o, …]}, …}
 
-A bin's confidence is the mean in it; its accuracy is how often the top-1 was right, or the mean confidence of the model that it
-is held against. `error` is the expected calibration error (Guo et al., arXiv 1706.04599).
+Of every bin: how many positions it holds, their mean confidence, and how often the top-1 was right, or the mean confidence of
+the model that it is held against; None where it is empty. `error` is the expected calibration error (Guo et al., arXiv 1706.04599).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,25 +21,36 @@ from limbeck.report.figures import drawn, label, looks
 _MOST_PANELS = 12
 
 
+_PANELS = {
+    "data": ("is it right", "model’s confidence", "share that is the next token"),
+    "teacher_top1": ("does it agree with the teacher", "model’s confidence", "share that is the teacher’s top-1"),
+    "teacher_by_student": ("as confident as the teacher, by the model’s bins", "model’s confidence", "teacher’s confidence"),
+    "student_by_teacher": ("as confident as the teacher, by the teacher’s bins", "teacher’s confidence", "model’s confidence"),
+    "teacher_data": ("is the teacher right", "teacher’s confidence", "share that is the next token"),
+}
+"""Title, what the bins are of, and what is held against it; a comparison that is not here goes by its name."""
+
+
 @dataclass(frozen=True)
 class Bin:
     """Positions of about the same confidence."""
 
     confidence: float
-    accuracy: float
+    outcome: float
     count: float
 
 
 def reliability(details: Mapping[str, Any]) -> dict[str, tuple[Bin, ...]]:
     """The bins of every comparison that hold positions; empty where the details have none."""
-    given = details.get("comparisons")
-    found = {str(name): _bins(each.get("bins")) for name, each in given.items()} if isinstance(given, Mapping) else {}
+    given = details.get("reliability")
+    found = {str(name): _bins(each) for name, each in given.items()} if isinstance(given, Mapping) else {}
     return {name: bins for name, bins in found.items() if bins}
 
 
-def _bins(given: Any) -> tuple[Bin, ...]:
-    values = [tuple(finite(each.get(key)) for key in ("confidence", "accuracy", "count")) for each in given or ()]
-    return tuple(Bin(where, right, many) for where, right, many in values if where is not None and right is not None and many)
+def _bins(diagram: Mapping[str, Any]) -> tuple[Bin, ...]:
+    columns = [[finite(value) for value in diagram.get(key, ())] for key in ("confidence", "outcome", "count")]
+    rows = zip(*columns, strict=True)
+    return tuple(Bin(where, right, many) for where, right, many in rows if where is not None and right is not None and many)
 
 
 def draw_reliability(name: str, arms: Arms, teachers: Teachers) -> Drawn | None:
@@ -65,7 +76,7 @@ def draw_reliability(name: str, arms: Arms, teachers: Teachers) -> Drawn | None:
         figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=2)
 
     rows = -(-len(panels) // 2)
-    size = (8.0 if len(panels) > 1 else 4.6, 4.0 * rows + 0.25 * (len(owners) + 1) / 2)
+    size = (9.0 if len(panels) > 1 else 4.8, 4.0 * rows + 0.25 * (len(owners) + 1) / 2)
     caption = (
         f"{name}: how often the top-1 is right at every confidence; on the diagonal a model is calibrated. One run of an arm."
     )
@@ -81,7 +92,9 @@ def _panel(axes: Axes, panel: str, owners: Mapping[str, Mapping[str, Sequence[Bi
             continue
         style = styles[owner].keywords() if owner in styles else {"color": "#666666", "linestyle": "--"}
         largest = max(each.count for each in bins)
-        xs, ys = [each.confidence for each in bins], [each.accuracy for each in bins]
+        xs, ys = [each.confidence for each in bins], [each.outcome for each in bins]
         axes.plot(xs, ys, label=label(owner), linewidth=1.4, **style)
         axes.scatter(xs, ys, s=[6 + 40 * each.count / largest for each in bins], color=style["color"])
-    axes.set(title=label(panel), xlabel="confidence", ylabel="outcome", xlim=(0, 1), ylim=(0, 1))
+    title, across, up = _PANELS.get(panel, (label(panel), "confidence", "outcome"))
+    axes.set(xlabel=across, ylabel=up, xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(title, fontsize=10)

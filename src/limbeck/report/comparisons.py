@@ -71,6 +71,21 @@ def outcome_of(value: Estimate | None) -> Outcome:
     return "behind" if value.low > 0 else "level"
 
 
+def basis_words(basis: Basis, arms: Arms) -> str:
+    """What is held equal, in words."""
+    if basis != "flops":
+        return {"tokens": "tokens", "seconds": "training seconds"}[basis]
+    if not any(member.has_teacher for member in arms.members):
+        return "FLOPs"
+    match arms.teacher_share:
+        case 0:
+            return "FLOPs of the student"
+        case 1:
+            return "FLOPs, the teacher’s counted"
+        case share:
+            return f"FLOPs, the teacher’s counted to {share:.0%}"
+
+
 def comparisons(arms: Arms) -> list[Comparison]:
     """Every arm against its controls, and against the arm that its study names, on every basis that they have."""
     found: list[Comparison] = []

@@ -8,14 +8,9 @@ from matplotlib.figure import Figure
 from limbeck.report.arms import Arms
 from limbeck.report.blocks import Drawn
 from limbeck.report.cells import Basis
-from limbeck.report.comparisons import BASES, Comparison
+from limbeck.report.comparisons import BASES, Comparison, basis_words
 from limbeck.report.figures import drawn, label, looks
 
-_TITLES: dict[Basis, str] = {
-    "tokens": "At equal tokens",
-    "seconds": "At equal training seconds",
-    "flops": "At equal FLOPs, the teacher’s counted",
-}
 _ROW = 0.34
 """Inches of an arm."""
 
@@ -60,4 +55,4 @@ def _panel(axes: Axes, basis: Basis, found: Sequence[Comparison], arms: Arms) ->
     axes.margins(x=0.08)
     axes.grid(axis="y", visible=False)
     against = "" if several else f", minus “{label(found[0].against)}”"
-    axes.set_title(f"{_TITLES[basis]}{against}")
+    axes.set_title(f"At equal {basis_words(basis, arms)}{against}")

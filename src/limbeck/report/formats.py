@@ -36,7 +36,7 @@ def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
     form = signed if sign else fixed
     if estimate.low is None or estimate.high is None:
         return form(estimate.value)
-    return f"{form(estimate.value)} [{form(estimate.low)}, {form(estimate.high)}]"
+    return f"{form(estimate.value)} [{form(estimate.low)},{_TIE}{form(estimate.high)}]"
 
 
 def spread(value: Spread | None, places: int = 4) -> str:

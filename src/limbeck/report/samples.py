@@ -1,11 +1,15 @@
-"""What models wrote, from the details of `generation` evaluations, with the part that repeats marked."""
+"""What models wrote, from the details of `generation` evaluations, with the part that repeats marked.
+
+details["samples"] = [{"prompt": …, "text": …, "outcome": …, "loop": LOOP or None}, …]
+LOOP = {"period", "start" (in tokens), "repeats", "text" (what repeats), "start_character", "stop_character" (of `text`)}
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from limbeck.eval_results import EvalResult
 from limbeck.report import formats
-from limbeck.report.arms import Arms
+from limbeck.report.arms import Arm, Arms, Member, finite
 from limbeck.report.blocks import Sample
 from limbeck.report.eval_tables import Teachers
 
@@ -20,9 +24,9 @@ def samples(name: str, arms: Arms, teachers: Teachers) -> list[Sample]:
     return [_sample(owner, sample) for owner, result in shown for sample in _chosen(result)]
 
 
-def _first_members(name: str, arms: Arms) -> list[tuple[Any, Any]]:
-    found = [(arm, next((each for each in [*arm.finished, *arm.members] if name in each.cell.evals), None)) for arm in arms]
-    return [(arm, member) for arm, member in found if member is not None]
+def _first_members(name: str, arms: Arms) -> list[tuple[Arm, Member]]:
+    found = [(arm, [each for each in [*arm.finished, *arm.members] if name in each.cell.evals]) for arm in arms]
+    return [(arm, measured[0]) for arm, measured in found if measured]
 
 
 def _chosen(result: EvalResult) -> list[Mapping[str, Any]]:
@@ -32,35 +36,20 @@ def _chosen(result: EvalResult) -> list[Mapping[str, Any]]:
 
 
 def _sample(owner: str, sample: Mapping[str, Any]) -> Sample:
-    completion, loop = str(sample.get("completion", "")), sample.get("loop")
-    outcome = sample.get("outcome")
+    text, loop, outcome = str(sample.get("text", "")), sample.get("loop"), sample.get("outcome")
     title = f"{owner}: {outcome}" if outcome else owner
     if not isinstance(loop, Mapping):
-        return Sample(title, str(sample.get("prompt", "")), completion, None)
+        return Sample(title, str(sample.get("prompt", "")), text, None)
     note = (
-        f"Loop: period {formats.pairs(loop.get('period'))}, from {formats.pairs(loop.get('start'))}, "
-        f"{formats.pairs(loop.get('repeats'))} times “{formats.short(str(loop.get('text', '')), 200)}”."
+        f"Loop: {formats.pairs(loop.get('period'))} tokens over and over from token {formats.pairs(loop.get('start'))}, "
+        f"{formats.significant(finite(loop.get('repeats')), 3)} times “{formats.short(str(loop.get('text', '')), 200)}”."
     )
-    return Sample(title, str(sample.get("prompt", "")), completion, loop_span(completion, str(loop.get("text", ""))), note)
+    return Sample(title, str(sample.get("prompt", "")), text, _span(loop, len(text)), note)
 
 
-def loop_span(completion: str, text: str) -> tuple[int, int] | None:
-    """Characters [start, stop) of the longest run in which `text` repeats, cut-off repeats at both ends included.
-
-    Loops are found among tokens; where characters begin is found here, in what the tokens decode to. None where the text does
-    not come twice in a row.
-    """
-    period, best = len(text), (0, 0)
-    if not text.strip():
+def _span(loop: Mapping[str, Any], length: int) -> tuple[int, int] | None:
+    """Characters [start, stop) of the loop, as far as the text goes; None where they are not told."""
+    start, stop = loop.get("start_character"), loop.get("stop_character", length)
+    if not isinstance(start, int) or not isinstance(stop, int) or not 0 <= start < min(stop, length):
         return None
-    at = completion.find(text + text)
-    while at != -1:
-        start, stop = at, at + 2 * period
-        while stop < len(completion) and completion[stop] == completion[stop - period]:
-            stop += 1
-        while start > 0 and completion[start - 1] == completion[start - 1 + period]:
-            start -= 1
-        if stop - start > best[1] - best[0]:
-            best = (start, stop)
-        at = completion.find(text + text, stop - 2 * period + 1)
-    return best if best[1] else None
+    return start, min(stop, length)

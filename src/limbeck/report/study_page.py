@@ -13,8 +13,8 @@ import yaml
 from limbeck import __version__
 from limbeck.report.answer import answer, axis_sentence, basis_sentences
 from limbeck.report.arms import Arms, arms_of
-from limbeck.report.axes import AxisFinding, AxisOf, axes_of, axis_finding
-from limbeck.report.axis_figures import axis_table, draw_axis
+from limbeck.report.axes import AxisFinding, AxisOf, axes_of, axis_finding, split
+from limbeck.report.axis_figures import axis_table, draw_axis, setting_table
 from limbeck.report.blocks import Block, Bullets, Drawn, Heading, Paragraph, Source, Table
 from limbeck.report.calibration import draw_reliability
 from limbeck.report.cells import StudyView
@@ -86,7 +86,7 @@ def _answer(view: StudyView, arms: Arms, found: Sequence[Comparison], findings: 
     if view.question:
         blocks.append(Paragraph(f"Question: {view.question}"))
     blocks.append(answer(view, arms, found=found, axes=findings))
-    bases = basis_sentences(found, share=view.teacher_share)
+    bases = basis_sentences(found, arms)
     if bases is not None:
         blocks.append(bases)
     if findings:
@@ -112,8 +112,8 @@ def _arms(arms: Arms, found: Sequence[Comparison], teacher: Mapping[str, Any] | 
 
 _ARMS_NOTE = (
     "Fewer bits per byte are better. ± is the standard deviation over n seeds; in brackets are 95% intervals: of differences "
-    "over seeds, paired by seed, or with one seed a bootstrap over held-out documents, paired by document, as it says in each "
-    "cell. “Unequal”: the costs differ by more than 2%, so there is no number at that basis."
+    "over the n seeds, paired by seed, or over what the cell says: with one seed a bootstrap over held-out documents, paired "
+    "by document. “Unequal”: the costs differ by more than 2%, so there is no number at that basis."
 )
 
 
@@ -157,10 +157,15 @@ _EQUAL_NOTE = (
 
 
 def _axes(arms: Arms, axes: Sequence[AxisOf], findings: Mapping[str, AxisFinding]) -> list[Block]:
-    figures = [figure for axis in axes if (figure := draw_axis(axis, arms)) is not None]
-    blocks: list[Block] = [*figures]
-    for finding in findings.values():
+    blocks: list[Block] = [figure for axis in axes if (figure := draw_axis(axis, arms)) is not None]
+    for axis in axes:
+        if axis.title not in findings:
+            continue
+        finding = findings[axis.title]
         blocks += [axis_table(finding), Paragraph(_over(finding), soft=True)]
+        apart = [(part, found) for part in split(axis) if (found := axis_finding(part)) is not None]
+        if len(apart) > 1:
+            blocks.append(setting_table(axis, apart))
     return [Heading("Axes"), *blocks] if blocks else []
 
 

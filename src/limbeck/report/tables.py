@@ -69,7 +69,8 @@ def _comparison_cell(found: Sequence[Comparison]) -> str:
     each = found[0]
     if each.difference is None:
         return each.why
-    return f"{formats.interval(each.difference, sign=True)}, {_WORDS[each.outcome]} ({each.basis_of_interval})"
+    part = "" if each.over == "seeds" and len(each.by_seed) == len(each.arm.finished) else f" ({each.basis_of_interval})"
+    return f"{formats.interval(each.difference, sign=True)}, {_WORDS[each.outcome]}{part}"
 
 
 def _arm_record(arm: Arm, found: Sequence[Comparison]) -> dict[str, Scalar]:
