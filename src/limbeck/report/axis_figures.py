@@ -138,7 +138,7 @@ def setting_table(placed: AxisOf, apart: Sequence[tuple[AxisOf, AxisFinding]]) -
         for best, second in ((finding.values[finding.best], finding.values[finding.second]),)
     )
     title = f"{placed.title} at every setting of the other axes"
-    return Table(headers, rows, frozenset({0, 5}), name=f"axis-{slug(placed.title)}-apart", title=title)
+    return Table(headers, rows, frozenset({0, 5}), name=f"axis-{slug(placed.title)}-apart", title=title, shown="folded")
 
 
 def _record(finding: AxisFinding, value: Value) -> dict[str, Scalar]:

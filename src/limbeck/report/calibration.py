@@ -3,7 +3,7 @@
     details["reliability"] = {comparison: {"error": e, "count": [n, …], "confidence": [c, …], "outcome": [o, …]}, …}
 
 Of every bin: how many positions it holds, their mean confidence, and how often the top-1 was right, or the mean confidence of
-the model that it is held against; None where it is empty. `error` is the expected calibration error (Guo et al., arXiv 1706.04599).
+the model that it is held against; None where it is empty (Guo et al., arXiv 1706.04599, figure 1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ _MOST_PANELS = 12
 
 
 _PANELS = {
-    "data": ("is it right", "model’s confidence", "share that is the next token"),
-    "teacher_top1": ("does it agree with the teacher", "model’s confidence", "share that is the teacher’s top-1"),
-    "teacher_by_student": ("as confident as the teacher, by the model’s bins", "model’s confidence", "teacher’s confidence"),
-    "student_by_teacher": ("as confident as the teacher, by the teacher’s bins", "teacher’s confidence", "model’s confidence"),
-    "teacher_data": ("is the teacher right", "teacher’s confidence", "share that is the next token"),
+    "data": ("the next token", "model’s confidence", "share that is the next token"),
+    "teacher_top1": ("the teacher’s top-1", "model’s confidence", "share that is the teacher’s top-1"),
+    "teacher_by_student": ("the teacher’s confidence", "model’s confidence", "teacher’s confidence"),
+    "student_by_teacher": ("by the teacher’s confidence", "teacher’s confidence", "model’s confidence"),
+    "teacher_data": ("the teacher’s own", "teacher’s confidence", "share that is the next token"),
 }
 """Title, what the bins are of, and what is held against it; a comparison that is not here goes by its name."""
 
@@ -77,9 +77,7 @@ def draw_reliability(name: str, arms: Arms, teachers: Teachers) -> Drawn | None:
 
     rows = -(-len(panels) // 2)
     size = (9.0 if len(panels) > 1 else 4.8, 4.0 * rows + 0.25 * (len(owners) + 1) / 2)
-    caption = (
-        f"{name}: how often the top-1 is right at every confidence; on the diagonal a model is calibrated. One run of an arm."
-    )
+    caption = f"{name}: outcomes against confidence; below the diagonal a model is too confident. One run of every arm."
     return drawn(f"reliability-{slug(name)}", caption, draw, size=size, wide=len(panels) > 1)
 
 

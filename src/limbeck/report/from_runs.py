@@ -49,15 +49,19 @@ def _cell(name: str, run: Run | None, *, arm: str, control: str | None) -> Cell:
 
 
 def arm_names(runs: Mapping[str, Run | None]) -> dict[str, str]:
-    """The arm of every run: the name of the first that has its recipe but for the seed, without the seed in it."""
-    first: dict[str, str] = {}
-    members: dict[str, list[str]] = {}
+    """The arm of every run: runs of one recipe and different seeds share one, named like the first without its seed."""
+    groups: list[tuple[str, dict[int | None, str]]] = []
     for name, run in runs.items():
-        key = _without_seed(run) if run is not None else f"run {name}"
-        members.setdefault(first.setdefault(key, name), []).append(name)
-    short = {name: _SEED_IN_NAME.sub("", name) if len(inside) > 1 else name for name, inside in members.items()}
-    clear = {name: text if text and list(short.values()).count(text) == 1 else name for name, text in short.items()}
-    return {member: clear[name] for name, inside in members.items() for member in inside}
+        key, seed = (_without_seed(run), run.recipe.seed) if run is not None else (f"run {name}", None)
+        group = next((names for other, names in groups if other == key and seed not in names), None)
+        if group is None:
+            group = {}
+            groups.append((key, group))
+        group[seed] = name
+    members = [list(names.values()) for _, names in groups]
+    short = [_SEED_IN_NAME.sub("", inside[0]) if len(inside) > 1 else inside[0] for inside in members]
+    clear = [text if text and short.count(text) == 1 else inside[0] for text, inside in zip(short, members, strict=True)]
+    return {name: arm for arm, inside in zip(clear, members, strict=True) for name in inside}
 
 
 def _without_seed(run: Run) -> str:
