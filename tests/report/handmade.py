@@ -1,5 +1,6 @@
 """Handmade run folders, written and read through `limbeck.runs` as training would, and cells of a study around them."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def make_run(
             values["bits_per_byte_by_document"] = [list(pair) for pair in documents]
         writer.finish(end, **{"arm": "arm", "kl_to_teacher_nats": None, "teacher": None, **values, **summary})
     return open_run(folder)
+
+
+def remeasured(run: Run, documents: Sequence[tuple[int, float]]) -> Run:
+    """The same finished run as if it had ended with these documents; nothing is written."""
+    assert run.summary is not None
+    whole = sum(bits for _, bits in documents) / sum(size for size, _ in documents)
+    pairs = [list(pair) for pair in documents]
+    return dataclasses.replace(run, summary={**run.summary, "bits_per_byte": whole, "bits_per_byte_by_document": pairs})
 
 
 def shifted(amount: float, *, wobble: float = 0.0) -> list[tuple[int, float]]:

@@ -81,9 +81,7 @@ def test_values_are_compared_within_a_setting_of_the_other_axes(seeds):
     # Wide is 0.3 better and has no run at lr=1: without pairing lr=1 would look 0.1 worse than it is.
     grid = {("narrow", 1): [2.3, 2.4], ("narrow", 2): [2.5, 2.6], ("wide", 2): [2.0, 2.1]}
     cells = [
-        each
-        for (width, lr), bits in grid.items()
-        for each in seeds(f"{width}-{lr}", bits, settings={"lr": lr, "width": width})
+        each for (width, lr), bits in grid.items() for each in seeds(f"{width}-{lr}", bits, settings={"lr": lr, "width": width})
     ]
     finding = found_of(*cells)["lr"]
     assert [value.bits.mean for value in finding.values] == pytest.approx([2.35, 2.55])

@@ -3,13 +3,13 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 from handmade import BITS, DOCUMENTS, cell, shifted, study
 from scipy import stats
 
 from limbeck.errors import LimbeckError
-from limbeck.report.arms import arms_of, band
-from limbeck.report.arms import Curve as C
+from limbeck.report.arms import Curve, arms_of, band
 from limbeck.report.comparisons import comparisons
 from limbeck.report.seeds import mean_estimate, spread
 from limbeck.report.statistics import RESAMPLES
@@ -32,10 +32,8 @@ def test_one_value_has_neither_spread_nor_interval_and_none_is_none():
 
 
 def test_curves_of_seeds_are_averaged_evaluation_by_evaluation():
-    import numpy as np
-
-    one, other = C(np.array([1.0, 2.0, 3.0]), np.array([5.0, 4.0, 3.0])), C(np.array([3.0, 4.0]), np.array([6.0, 3.0]))
-    found = band([one, other, C(np.zeros(0), np.zeros(0))])
+    one, other = Curve(np.array([1.0, 2.0, 3.0]), np.array([5.0, 4.0, 3.0])), Curve(np.array([3.0, 4.0]), np.array([6.0, 3.0]))
+    found = band([one, other, Curve(np.zeros(0), np.zeros(0))])
     assert found.costs.tolist() == [2.0, 3.0]
     assert found.values.tolist() == [5.5, 3.5]
     assert (found.low.tolist(), found.high.tolist(), found.seeds) == ([5.0, 3.0], [6.0, 4.0], 2)

@@ -190,9 +190,7 @@ def test_arms_without_teachers_are_counted_against_the_one_they_are_compared_wit
     worse = seeds("worse", [2.6, 2.68, 2.67], compared_with="base")
     same = seeds("same", [2.41, 2.49, 2.46], compared_with="base")
     verdict, bases = judged(*base, *better, *worse, *same)
-    assert verdict.headline == (
-        "Of 3 arms at equal tokens: 1 ahead of “base”, 1 behind “base”, 1 cannot be told apart"
-    )
+    assert verdict.headline == ("Of 3 arms at equal tokens: 1 ahead of “base”, 1 behind “base”, 1 cannot be told apart")
     assert verdict.outcome == "level"
     assert "Ahead: “better” −0.1000" in bases[0]
     assert "behind: “worse” +0.1967" in bases[0]
