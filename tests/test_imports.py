@@ -38,7 +38,7 @@ for arguments in (
             code = stop.code or 0
     found[name], codes[name] = imported(), code
 modules = (
-    "limbeck.plan.figures.all", "limbeck.plan.fit.fitting", "limbeck.report.page", "limbeck.runs", "limbeck.plan.price",
+    "limbeck.plan.figures.all", "limbeck.plan.fit.fitting", "limbeck.report.study_page", "limbeck.runs", "limbeck.plan.price",
     "limbeck.study.run", "limbeck.spec.study",
 )
 for module in modules:

@@ -1,6 +1,8 @@
 """Run folders: what is written is read again, a kill leaves at most half a line, and damage is named."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import yaml
 
 from limbeck.errors import LimbeckError, SpecError
-from limbeck.runs import Costs, RunWriter, is_finished, open_run, require_recipe
+from limbeck.runs import Costs, RunWriter, checkout_commit, is_finished, open_run, require_recipe
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
 
@@ -196,3 +198,31 @@ def test_runs_are_read_without_torch() -> None:
 
     code = "import sys, limbeck.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def git(folder: Path, *arguments: str) -> str:
+    named = ("-c", "user.name=n", "-c", "user.email=e@example.com", "-c", "init.defaultBranch=main")
+    done = subprocess.run(["git", "-C", str(folder), *named, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_the_commit_of_a_checkout_is_what_git_says(tmp_path: Path) -> None:
+    checkout, tree = tmp_path / "checkout", tmp_path / "tree"
+    checkout.mkdir()
+    assert checkout_commit(checkout) is None
+    git(checkout, "init")
+    assert checkout_commit(checkout) is None
+    git(checkout, "commit", "--allow-empty", "-m", "one")
+    first = git(checkout, "rev-parse", "HEAD")
+    assert checkout_commit(checkout) == first
+    git(checkout, "worktree", "add", "-b", "side", str(tree))
+    git(tree, "commit", "--allow-empty", "-m", "two")
+    assert checkout_commit(tree) == git(tree, "rev-parse", "HEAD") != first
+    git(checkout, "pack-refs", "--all")
+    assert checkout_commit(checkout) == first
+    assert checkout_commit(tree) == git(tree, "rev-parse", "HEAD")
+    git(tree, "checkout", "--detach", first)
+    assert checkout_commit(tree) == first
+    (checkout / ".git" / "HEAD").write_bytes(b"\xff\xfe")
+    assert checkout_commit(checkout) is None

@@ -40,13 +40,19 @@ _METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 Draw = Callable[[Figure], None]
 
 
-def render(draw: Draw, *, size: tuple[float, float], format: Literal["png", "svg"] = "png") -> bytes:
-    """The bytes of a figure of `size` inches that `draw` fills."""
+def render_both(draw: Draw, *, size: tuple[float, float]) -> tuple[bytes, bytes]:
+    """PNG and SVG of a figure of `size` inches that `draw` fills; laid out once."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=format, dpi=_DPI, metadata=_METADATA[format])
+        raster = _saved(figure, "png")
+        figure.set_layout_engine("none")
+        return raster, _saved(figure, "svg")
+
+
+def _saved(figure: Figure, format: Literal["png", "svg"]) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=format, dpi=_DPI, metadata=_METADATA[format])
     return buffer.getvalue()
 
 
@@ -54,6 +60,7 @@ def write_figure(draw: Draw, path: Path, *, size: tuple[float, float]) -> tuple[
     """Write `path` + `.svg` and `.png`; returns the two paths."""
     path.parent.mkdir(parents=True, exist_ok=True)
     vector, raster = path.with_name(f"{path.name}.svg"), path.with_name(f"{path.name}.png")
-    write_atomically(vector, [render(draw, size=size, format="svg")])
-    write_atomically(raster, [render(draw, size=size)])
+    data, drawn = render_both(draw, size=size)
+    write_atomically(vector, [drawn])
+    write_atomically(raster, [data])
     return vector, raster

@@ -219,7 +219,29 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         **{package: metadata.version(package) for package in packages},
+        **({"commit": commit} if (commit := checkout_commit()) is not None else {}),
     }
+
+
+def checkout_commit(root: Path | None = None) -> str | None:
+    """The git commit of the checkout that Limbeck runs from; None where it is installed otherwise, or that can't be read."""
+    folder = (root or Path(__file__).parents[2]) / ".git"
+    try:
+        if folder.is_file():  # a worktree says where its folder is
+            folder = folder.parent / folder.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
+        common = folder / "commondir"
+        shared = folder / common.read_text(encoding="utf-8").strip() if common.is_file() else folder
+        head = (folder / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref:"):
+            return head or None
+        name = head.removeprefix("ref:").strip()
+        loose = [place / name for place in (folder, shared) if (place / name).is_file()]
+        if loose:
+            return loose[0].read_text(encoding="utf-8").strip() or None
+        packed = (line.split() for line in (shared / "packed-refs").read_text(encoding="utf-8").splitlines())
+        return next((line[0] for line in packed if len(line) == 2 and line[1] == name), None)
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def processor_name() -> str:

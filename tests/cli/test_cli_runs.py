@@ -98,7 +98,11 @@ def test_a_page_is_made_of_any_runs(limbeck: Command, trained: Path, recipe_file
     for run in (trained, other):
         bits = json.loads((run / "summary.json").read_text(encoding="utf-8"))["bits_per_byte"]
         assert f"{bits:.4f}" in text
-    assert "none of these runs trains without a teacher" in limbeck("report", other).complaint
+    again = limbeck("train", recipe_file, "name=again", "signal.live=true", "optimizer.lr=0.01", "--json")
+    without = limbeck("report", other, Path(json.loads(again.out)["run"]))
+    assert "none of these runs trains without a teacher" in without.complaint
+    alone = limbeck("report", other, "-o", tmp_path / "alone", "--json")
+    assert "nothing to compare it with" in Path(json.loads(alone.out)["report"]).read_text(encoding="utf-8")
     assert (
         "--control nobody is none of the runs (ce, live)" in limbeck("report", trained, other, "--control", "nobody").complaint
     )

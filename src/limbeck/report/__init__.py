@@ -1,5 +1,5 @@
-"""The page by which a reader judges whether distillation worked: against a control without a teacher, at equal cost.
+"""The page by which a reader judges a study: every arm against its control, at equal tokens, seconds and FLOPs.
 
-`page.write_report` is the entry. It reads runs (`limbeck.runs`) and what `limbeck cache info` says about stores, and writes one
-HTML file. Torch-free, so that a report starts at once.
+`study_page.write_study_report` is the entry. It reads a `cells.StudyView` and writes HTML, Markdown, figures and tables;
+`from_runs.view_of_runs` makes such a view of any runs. Torch-free, so that a report starts at once.
 """

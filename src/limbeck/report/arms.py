@@ -1,15 +1,14 @@
-"""The arms of a comparison as the report sees them: their curves, their last measurement, and what each has spent.
+"""The arms of a study as its report sees them: an arm is the cells that differ by their seed alone.
 
-A curve is (cost, quantity) at every evaluation. Four costs can be held equal: tokens, training seconds, the student's FLOPs,
-and the student's FLOPs with the teacher's added. `equal_cost` reads two curves at the same cost by straight lines between
-measurements and never beyond them. The arm that is read before its end is read before its learning rate has decayed, and a
-straight line lies above a convex curve: both count against that arm, so the result says which one it was.
+A cell has a curve, a last measurement, and what it has spent. A curve is (cost, quantity) at every evaluation. Four costs can
+be held equal: tokens, training seconds, the student's FLOPs, and the student's FLOPs with the teacher's added. An arm's curve
+is the mean over its seeds, evaluation by evaluation, since those lie at the same fractions of every seed's budget.
 
-Suffixes: P points of a curve, N held-out documents, 2 the pair (bytes, bits).
+Suffixes: P points of a curve, S seeds, N held-out documents, 2 the pair (bytes, bits).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -19,22 +18,33 @@ from numpy.typing import NDArray
 
 from limbeck.errors import LimbeckError
 from limbeck.paths import same_place
-from limbeck.report.statistics import Estimate, interpolate, paired_difference, ratio_estimate
+from limbeck.report.cells import Cell, StudyView
+from limbeck.report.seeds import Spread, spread
+from limbeck.report.statistics import Estimate, ratio_estimate
 from limbeck.runs import Run
 from limbeck.spec.objective import needs_teacher
 
-Axis = Literal["tokens", "seconds", "student_flops", "all_flops"]
-AXES: tuple[Axis, ...] = ("tokens", "seconds", "student_flops", "all_flops")
-SAME = 0.01
-"""Two costs within this fraction of each other count as equal."""
+Cost = Literal["tokens", "seconds", "student_flops", "all_flops"]
+COSTS: tuple[Cost, ...] = ("tokens", "seconds", "student_flops", "all_flops")
+SAME = 0.02
+"""Two costs within this fraction of the larger count as equal, where a study does not say otherwise."""
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm of a study. `run` is None where nothing has been trained yet."""
+class Member:
+    """One cell of an arm: a run with its seed. Its run is None where nothing has been trained yet."""
 
-    name: str
-    run: Run | None
+    cell: Cell
+
+    @property
+    def name(self) -> str:
+        """The run's."""
+        return self.cell.name
+
+    @property
+    def run(self) -> Run | None:
+        """None where there is none."""
+        return self.cell.run
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -42,21 +52,19 @@ class Arm:
         return (self.run.summary if self.run is not None else None) or {}
 
     @property
-    def finished(self) -> bool:
-        """Whether the run has ended and left a finite number of bits per byte."""
-        return self.bits_per_byte is not None
-
-    @property
     def bits_per_byte(self) -> float | None:
         """On the held-out documents at the end; None when unfinished or not finite."""
         return finite(self.summary.get("bits_per_byte"))
 
     @property
+    def finished(self) -> bool:
+        """Whether the run has ended and left a finite number of bits per byte."""
+        return self.status == "finished"
+
+    @property
     def status(self) -> str:
-        """'finished', 'unfinished', or 'diverged' where the run ended without a finite measurement."""
-        if self.finished:
-            return "finished"
-        return "diverged" if self.summary else "unfinished"
+        """The cell's; 'diverged' also where the run ended without a finite measurement."""
+        return "diverged" if self.cell.status == "finished" and self.bits_per_byte is None else self.cell.status
 
     @property
     def has_teacher(self) -> bool:
@@ -70,27 +78,18 @@ class Arm:
         return np.asarray(pairs, dtype=np.float64).reshape(-1, 2) if pairs else None
 
     @cached_property
-    def estimate(self) -> Estimate | None:
-        """Bits per byte with its interval over documents."""
-        if self.bits_per_byte is None:
-            return None
-        if self.documents is None:
-            return Estimate(self.bits_per_byte)
-        return ratio_estimate(self.documents[:, 1], self.documents[:, 0])
+    def spent(self) -> Mapping[str, Any]:
+        """The six costs at the end, or at the last record of an unfinished run; empty where nothing has been trained."""
+        return self.summary or (self.run.records[-1] if self.run is not None and self.run.records else {})
 
-    def seconds_per_step(self) -> float | None:
-        """Training seconds per optimizer step over the whole run."""
-        step = self.summary.get("step")
-        return self.summary["seconds"] / step if step else None
-
-    def curve(self, axis: Axis, quantity: str = "bits_per_byte", event: str = "eval") -> "Curve":
+    def curve(self, cost: Cost, quantity: str = "bits_per_byte", event: str = "eval") -> "Curve":
         """The finite values of `quantity` against a cost, the final summary included, also of an unfinished run."""
         records = self.run.events(event) if self.run is not None else []
         if event == "eval" and self.summary and all(record["step"] < self.summary["step"] for record in records):
             records = [*records, self.summary]
-        points = [(spent(record, axis), value) for record in records if (value := finite(record.get(quantity))) is not None]
+        points = [(cost_of(record, cost), value) for record in records if (value := finite(record.get(quantity))) is not None]
         points.sort(key=lambda point: point[0])
-        return Curve(np.array([cost for cost, _ in points]), np.array([value for _, value in points]))
+        return Curve(np.array([at for at, _ in points]), np.array([value for _, value in points]))
 
 
 @dataclass(frozen=True)
@@ -105,81 +104,180 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class EqualCost:
-    """Two curves read at one cost: where the one that ends first ends. A value is None where its curve starts later."""
+class Arm:
+    """The cells that differ by their seed alone."""
 
-    at: float
-    arm: float | None
-    control: float | None
-    read_early: Literal["arm", "control", "neither"]
-    """Whose value comes from inside its curve rather than from its end."""
+    name: str
+    members: tuple[Member, ...]
 
     @property
-    def difference(self) -> float | None:
-        """Arm minus control, bits per byte; None where the curves do not overlap."""
-        return self.arm - self.control if self.arm is not None and self.control is not None else None
+    def finished(self) -> tuple[Member, ...]:
+        """The members that count."""
+        return tuple(member for member in self.members if member.finished)
+
+    @property
+    def status(self) -> str:
+        """'finished' where every member is; otherwise how many are what: '2 finished, 1 diverged'."""
+        states = [member.status for member in self.members]
+        if len(set(states)) == 1:
+            return states[0]
+        return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Axis and value; the same for every member."""
+        return self.members[0].cell.settings
+
+    @property
+    def first(self) -> Member:
+        """The member to show where one stands for all: a finished one, or one with a run, or any."""
+        return next(iter([*self.finished, *(member for member in self.members if member.run is not None), *self.members]))
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether it learns from a teacher."""
+        return self.first.has_teacher
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        """Of the finished members."""
+        return tuple(member.cell.seed for member in self.finished)
+
+    @property
+    def bits(self) -> Spread | None:
+        """Bits per byte over the finished members; None where there are none."""
+        return self.spread_of("bits_per_byte")
+
+    def spread_of(self, key: str) -> Spread | None:
+        """A number of the summaries over the finished members that have it."""
+        return spread([value for member in self.finished if (value := finite(member.summary.get(key))) is not None])
+
+    def spent(self, key: str) -> float | None:
+        """The mean of a cost over the finished members, or over those that have begun where none has finished."""
+        values = [value for member in self.finished or self.members if (value := finite(member.spent.get(key))) is not None]
+        return float(np.mean(values)) if values else None
+
+    @cached_property
+    def documents_estimate(self) -> Estimate | None:
+        """Bits per byte of an arm with one finished member, with its interval over documents; None otherwise."""
+        if len(self.finished) != 1 or self.finished[0].documents is None:
+            return None
+        documents = self.finished[0].documents
+        return ratio_estimate(documents[:, 1], documents[:, 0])
+
+    def curve(self, cost: Cost, quantity: str = "bits_per_byte", event: str = "eval") -> "Band":
+        """The mean curve of the finished members, or of those that have begun where none has finished."""
+        return band([member.curve(cost, quantity, event) for member in self.finished or self.members])
 
 
-def equal_cost(arm: Arm, control: Arm, axis: Axis) -> EqualCost:
-    """Both arms, finished, at the largest cost that both have spent. Ends within `SAME` of each other are compared as ends."""
-    arm_curve, control_curve = arm.curve(axis), control.curve(axis)
-    arm_end, control_end = float(arm_curve.costs[-1]), float(control_curve.costs[-1])
-    if same(arm_end, control_end):
-        return EqualCost(control_end, float(arm_curve.values[-1]), float(control_curve.values[-1]), "neither")
-    at = min(arm_end, control_end)
-    return EqualCost(
-        at=at,
-        arm=interpolate(arm_curve.costs, arm_curve.values, at=at),
-        control=interpolate(control_curve.costs, control_curve.values, at=at),
-        read_early="arm" if control_end < arm_end else "control",
-    )
+@dataclass(frozen=True)
+class Band:
+    """A mean curve: costs_P, ascending, the mean over `seeds` curves, the lowest and the highest of them."""
+
+    costs: NDArray[np.float64]
+    values: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    seeds: int
+
+    def __len__(self) -> int:
+        return len(self.costs)
 
 
-def difference(arm: Arm, control: Arm) -> Estimate | None:
-    """Arm minus control at their ends, in bits per byte, paired over the same held-out documents.
+def band(curves: Sequence[Curve]) -> Band:
+    """Curves of several seeds as one: the k-th points together, as far as every curve goes; costs and values are means."""
+    drawn = [curve for curve in curves if len(curve)]
+    length = min(map(len, drawn), default=0)
+    if length == 0:
+        empty = np.zeros(0)
+        return Band(empty, empty, empty, empty, 0)
+    costs_SP = np.stack([curve.costs[:length] for curve in drawn])
+    values_SP = np.stack([curve.values[:length] for curve in drawn])
+    return Band(costs_SP.mean(axis=0), values_SP.mean(axis=0), values_SP.min(axis=0), values_SP.max(axis=0), len(drawn))
 
-    Without an interval where a run kept no documents. None where either is unfinished or they were measured on different texts.
-    """
-    if arm.bits_per_byte is None or control.bits_per_byte is None or not same_heldout(arm, control):
-        return None
-    if arm.documents is None or control.documents is None:
-        return Estimate(arm.bits_per_byte - control.bits_per_byte)
-    return paired_difference(arm.documents, control.documents)
+
+@dataclass(frozen=True)
+class Arms:
+    """All arms of a study in the order of their cells, and the members by the names of their cells."""
+
+    all: tuple[Arm, ...]
+    by_cell: Mapping[str, Member]
+    control_cells: frozenset[str]
+    """The names of the cells that others are held against as controls."""
+    teacher_share: float = 1.0
+    """Of the teacher's FLOPs, how much counts at equal FLOPs."""
+    tolerance: float = SAME
+    """Costs within this fraction of the larger are equal."""
+
+    def __iter__(self) -> Iterator[Arm]:
+        return iter(self.all)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def named(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(arm for arm in self.all if arm.name == name)
+
+    def arm_of(self, cell: str) -> Arm:
+        """The arm to which a cell belongs."""
+        return self.named(self.by_cell[cell].cell.arm)
+
+    def is_control(self, arm: Arm) -> bool:
+        """Whether others are held against it as their control."""
+        return any(member.name in self.control_cells for member in arm.members)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All cells."""
+        return tuple(self.by_cell.values())
 
 
-def same_heldout(arm: Arm, control: Arm) -> bool:
+def arms_of(view: StudyView) -> Arms:
+    """The arms of a study; a `LimbeckError` where cells share a name, or are compared with what is not there or is taught."""
+    by_cell = {cell.name: Member(cell) for cell in view.cells}
+    if len(by_cell) < len(view.cells):
+        names = [cell.name for cell in view.cells]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise LimbeckError(f"cells share a name ({', '.join(repeated)}): give every run its own")
+    members: dict[str, list[Member]] = {}
+    for member in by_cell.values():
+        members.setdefault(member.cell.arm, []).append(member)
+    controls = frozenset(name for cell in view.cells for name in cell.controls.values())
+    for cell in view.cells:
+        _check_references(cell, by_cell=by_cell, arms=members)
+    every = tuple(Arm(name, tuple(found)) for name, found in members.items())
+    return Arms(every, by_cell, controls, view.teacher_share, view.tolerance)
+
+
+def _check_references(cell: Cell, *, by_cell: Mapping[str, Member], arms: Mapping[str, Any]) -> None:
+    for name in cell.controls.values():
+        if name not in by_cell:
+            raise LimbeckError(f"{cell.name}: control={name} is none of the runs ({', '.join(by_cell)}): name one of them")
+        if by_cell[name].has_teacher:
+            raise LimbeckError(f"{cell.name}: control={name} learns from a teacher itself: name one with objective.kind=ce")
+    if cell.compared_with is not None and cell.compared_with not in arms:
+        raise LimbeckError(f"{cell.name}: compared_with={cell.compared_with} is none of the arms ({', '.join(arms)})")
+
+
+def same_heldout(one: Member, other: Member) -> bool:
     """Whether both were measured on held-out texts of the same sizes in the same order, as far as the runs can tell."""
-    if arm.documents is not None and control.documents is not None:
-        return np.array_equal(arm.documents[:, 0], control.documents[:, 0])
-    return all(arm.summary.get(key) == control.summary.get(key) for key in ("heldout_bytes", "heldout_documents"))
+    if one.documents is not None and other.documents is not None:
+        return np.array_equal(one.documents[:, 0], other.documents[:, 0])
+    return all(one.summary.get(key) == other.summary.get(key) for key in ("heldout_bytes", "heldout_documents"))
 
 
-def find_control(arms: Sequence[Arm], name: str) -> Arm:
-    """The arm of that name; a `LimbeckError` where there is none or it learns from a teacher itself."""
-    names = [arm.name for arm in arms]
-    repeated = sorted({arm for arm in names if names.count(arm) > 1})
-    if repeated:
-        raise LimbeckError(f"arms share a name ({', '.join(repeated)}): give every arm its own")
-    if name not in names:
-        raise LimbeckError(
-            f"control={name} is not one of the arms ({', '.join(names) or 'none'}): name the arm without a teacher"
-        )
-    control = arms[names.index(name)]
-    if control.has_teacher:
-        raise LimbeckError(f"control={name} learns from a teacher itself: name an arm with objective.kind=ce as the control")
-    return control
+def reads(member: Member, store: Mapping[str, Any]) -> bool:
+    """Whether a cell learns from this signal store."""
+    run = member.run
+    return run is not None and run.recipe.uses_store and same_place(run.recipe.store_path, str(store.get("path")))
 
 
-def reads(arm: Arm, store: Mapping[str, Any]) -> bool:
-    """Whether an arm learns from this signal store."""
-    return arm.run is not None and arm.run.recipe.uses_store and same_place(arm.run.recipe.store_path, str(store.get("path")))
-
-
-def spent(record: Mapping[str, Any], axis: Axis) -> float:
-    """What a record says has been spent on an axis."""
-    if axis == "all_flops":
+def cost_of(record: Mapping[str, Any], cost: Cost) -> float:
+    """What a record or a summary says has been spent."""
+    if cost == "all_flops":
         return float(record["student_flops"]) + float(record["teacher_flops"])
-    return float(record[axis])
+    return float(record[cost])
 
 
 def finite(value: Any) -> float | None:
@@ -187,6 +285,6 @@ def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def same(first: float, second: float) -> bool:
-    """Whether two costs are equal within `SAME`."""
-    return math.isclose(first, second, rel_tol=SAME)
+def same(first: float, second: float, *, tolerance: float = SAME) -> bool:
+    """Whether two costs are equal within a fraction of the larger."""
+    return math.isclose(first, second, rel_tol=tolerance)

@@ -43,6 +43,8 @@ class Cell:
     """Another arm that the study compares this one with, by its name; seeds are paired."""
     evals: Mapping[str, EvalResult] = field(default_factory=dict)
     predicted: Prediction | None = None
+    base: str = ""
+    """The arm without its values on axes: what an axis shows is told for the cells of one base."""
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,7 @@ class StudyView:
     """The study's YAML."""
     command: str = ""
     """The command that runs it again."""
+    teacher_share: float = 1.0
+    """Of the teacher's FLOPs, how much counts where FLOPs are held equal."""
+    tolerance: float = 0.02
+    """Costs that differ by more than this fraction are not equal."""

@@ -1,8 +1,12 @@
 """Numbers as a reader wants them: SI prefixes, powers of ten, real minus signs, a dash for what is not known."""
 
-from collections.abc import Iterator, Mapping
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from limbeck.report.seeds import Spread
 from limbeck.report.statistics import Estimate
 
 UNKNOWN = "–"
@@ -32,7 +36,26 @@ def interval(estimate: Estimate | None, *, sign: bool = False) -> str:
     form = signed if sign else fixed
     if estimate.low is None or estimate.high is None:
         return form(estimate.value)
-    return f"{form(estimate.value)} [{form(estimate.low)}, {form(estimate.high)}]"
+    return f"{form(estimate.value)} [{form(estimate.low)},{_TIE}{form(estimate.high)}]"
+
+
+def spread(value: Spread | None, places: int = 4) -> str:
+    """`2.3141 ± 0.0120`; the mean alone of one value."""
+    if value is None:
+        return UNKNOWN
+    return fixed(value.mean, places) if value.sd is None else f"{fixed(value.mean, places)} ± {fixed(value.sd, places)}"
+
+
+def significant(value: float | None, digits: int = 4, *, sign: bool = False) -> str:
+    """A number of any size with so many significant digits: `0.01234`, `12,340`, `1.23 × 10⁻⁷`."""
+    if value is None:
+        return UNKNOWN
+    if value != 0 and not 1e-4 <= abs(value) < 1e7:
+        text = power(value).replace("-", "−", 1)
+    else:
+        places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+        text = f"{value:,.{places}f}".replace("-", "−")
+    return f"+{text}" if sign and value > 0 else text
 
 
 def count(value: float | None) -> str:
@@ -96,3 +119,30 @@ def pairs(values: Any) -> str:
         kind_first = sorted(flatten(values), key=lambda pair: pair[0] != "kind")
         return ", ".join(f"{path}={value}" for path, value in kind_first)
     return UNKNOWN if values is None else str(values)
+
+
+_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Text in which characters that turn the direction of others, or control a device, are written as `U+202E`."""
+    without_controls = "".join(
+        _named(character) if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" else character
+        for character in text
+    )
+    return _TURNING.sub(lambda found: _named(found[0]), without_controls)
+
+
+def short(text: str, length: int = 40) -> str:
+    """At most so many characters, the rest an ellipsis."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`“a”, “b” and “c”`."""
+    quoted = [f"“{name}”" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+
+
+def _named(character: str) -> str:
+    return f"U+{ord(character):04X}"

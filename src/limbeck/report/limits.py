@@ -7,25 +7,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limbeck.report import formats
-from limbeck.report.arms import Arm, finite
-from limbeck.report.tables import recipe_differences
+from limbeck.report.arms import SAME, Arms, Member, finite
+from limbeck.report.comparisons import Comparison, nearest_pairs
+from limbeck.report.setup import arm_differences, main_arm
 from limbeck.report.verdict import best_arm
 
 FEW_DOCUMENTS = 30
+FEW_SEEDS = 5
 SMALL_STUDENT = 100_000_000
 TOKENS_PER_PARAMETER = 20
+_MOST_NAMED = 12
 
 
-def limits(arms: Sequence[Arm], *, control: Arm, teacher: Mapping[str, Any] | None) -> list[str]:
+def limits(arms: Arms, *, found: Sequence[Comparison], teacher: Mapping[str, Any] | None) -> list[str]:
     """One paragraph per reason for care that this study gives."""
+    shown = main_arm(arms).first
     reasons = [
-        _seeds(arms),
-        _heldout(control),
+        _seeds(arms, found),
+        _many(found),
+        _unequal(found),
+        _heldout(shown),
         _selection(arms),
-        _student(control),
-        _length(control),
-        _departures(arms, control),
-        _teacher(arms, control, teacher),
+        _student(arms),
+        _length(shown),
+        _departures(arms),
+        _teacher(arms, shown, teacher),
         _time(arms),
         _flops(arms),
         _unfinished(arms),
@@ -33,21 +39,59 @@ def limits(arms: Sequence[Arm], *, control: Arm, teacher: Mapping[str, Any] | No
     return [reason for reason in reasons if reason]
 
 
-def _seeds(arms: Sequence[Arm]) -> str:
-    seeds = sorted({arm.run.recipe.seed for arm in arms if arm.run is not None})
-    if len(seeds) == 1:
-        which = f"with the same seed ({seeds[0]})"
-    else:
-        which = f"and the arms differ in their seed ({', '.join(map(str, seeds))})"
+def _seeds(arms: Arms, found: Sequence[Comparison]) -> str:
+    numbers = sorted({len(arm.finished) for arm in arms if arm.finished})
+    if not numbers:
+        return ""
+    documents = (
+        "Intervals over held-out documents say how far a number would move with other documents like these. They are not "
+        "intervals over seeds; training again with another seed moves the numbers too, and by how much was not measured here."
+    )
+    if numbers == [1]:
+        return f"Every arm was trained once{_which_seed(arms)}. {documents}"
+    spread = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    text = (
+        f"Arms were trained with {spread} seeds, and differences are paired by seed. Intervals over seeds are Student’s t: "
+        "they take the seeds’ differences as independent and about normal."
+    )
+    if numbers[-1] < FEW_SEEDS:
+        text += f" Of fewer than {FEW_SEEDS} seeds such an interval is wide, and the spread itself is known roughly."
+    single = [each for each in found if each.over == "documents"]
     return (
-        f"Every arm was trained once, {which}. The intervals are over held-out documents: they say how far a number would "
-        "move with other documents like these. They are not intervals over seeds; training again with another seed moves the "
-        "numbers too, and by how much was not measured here."
+        f"{text} Where one seed alone has finished the interval is over documents, and says so. {documents}" if single else text
     )
 
 
-def _heldout(control: Arm) -> str:
-    documents, size = control.summary.get("heldout_documents"), control.summary.get("heldout_bytes")
+def _which_seed(arms: Arms) -> str:
+    seeds = sorted({member.run.recipe.seed for member in arms.members if member.run is not None})
+    if len(seeds) == 1:
+        return f", with the same seed ({seeds[0]})"
+    return f", and the arms differ in their seed ({', '.join(map(str, seeds))})" if seeds else ""
+
+
+def _many(found: Sequence[Comparison]) -> str:
+    judged = sum(each.outcome != "unknown" for each in found)
+    if judged < 5:
+        return ""
+    return (
+        f"There are {judged} comparisons here, each with a 95% interval of its own: of as many without any difference about "
+        f"{judged * 0.05:.1f} would exclude zero by chance. The intervals do not correct for that."
+    )
+
+
+def _unequal(found: Sequence[Comparison]) -> str:
+    unequal = [each for each in found if each.why.startswith("unequal")]
+    if not unequal:
+        return ""
+    named = dict.fromkeys(f"“{each.arm.name}” in {'FLOPs' if each.basis == 'flops' else each.basis}" for each in unequal)
+    return (
+        f"Costs that differ by more than {SAME:.0%} are not compared as equal: {_some(list(named))}. Readings of the curves at "
+        "an equal cost stand in their place."
+    )
+
+
+def _heldout(shown: Member) -> str:
+    documents, size = shown.summary.get("heldout_documents"), shown.summary.get("heldout_bytes")
     if not documents or not size:
         return ""
     text = f"Students were measured on {formats.plural(documents, 'held-out document')}, {formats.size(size)} of one source. "
@@ -56,8 +100,8 @@ def _heldout(control: Arm) -> str:
     return text + "Bits per byte say how well text is predicted, not what a student can do with a question."
 
 
-def _selection(arms: Sequence[Arm]) -> str:
-    finished = sum(arm.finished and arm.has_teacher for arm in arms)
+def _selection(arms: Arms) -> str:
+    finished = sum(arm.bits is not None and arm.has_teacher for arm in arms)
     if finished < 2:
         return ""
     return (
@@ -66,24 +110,26 @@ def _selection(arms: Sequence[Arm]) -> str:
     )
 
 
-def _student(control: Arm) -> str:
-    total = (control.summary.get("parameters") or {}).get("total")
-    if not total or total >= SMALL_STUDENT:
+def _student(arms: Arms) -> str:
+    known = [(arm.first.summary.get("parameters") or {}).get("total") for arm in arms]
+    totals = {total for total in known if total}
+    if not totals or max(totals) >= SMALL_STUDENT:
         return ""
-    return f"The student has {formats.count(total)} parameters. What holds at this size need not hold for a larger one."
+    sizes = formats.count(min(totals)) if len(totals) == 1 else f"{formats.count(min(totals))} to {formats.count(max(totals))}"
+    return f"The student has {sizes} parameters. What holds at this size need not hold for a larger one."
 
 
-def _length(control: Arm) -> str:
-    parameters = (control.summary.get("parameters") or {}).get("non_embedding")
-    tokens = control.summary.get("tokens")
-    if not parameters or not tokens or tokens >= TOKENS_PER_PARAMETER * parameters or control.run is None:
+def _length(shown: Member) -> str:
+    parameters = (shown.summary.get("parameters") or {}).get("non_embedding")
+    tokens = shown.summary.get("tokens")
+    if not parameters or not tokens or tokens >= TOKENS_PER_PARAMETER * parameters or shown.run is None:
         return ""
     text = (
-        f"The control saw {formats.count(tokens)} tokens, {tokens / parameters:.3g} for each parameter outside the embedding, "
-        f"where about {TOKENS_PER_PARAMETER} make the best use of compute (Hoffmann et al. 2022). This is the beginning of "
-        "training: a lead or a lag here can shrink, vanish or turn round in a longer run."
+        f"“{shown.name}” saw {formats.count(tokens)} tokens, {tokens / parameters:.3g} for each parameter outside the "
+        f"embedding, where about {TOKENS_PER_PARAMETER} make the best use of compute (Hoffmann et al. 2022). This is the "
+        "beginning of training: a lead or a lag here can shrink, vanish or turn round in a longer run."
     )
-    available = control.run.recipe.data.train.sample_tokens
+    available = shown.run.recipe.data.train.sample_tokens
     if available is not None and tokens > available:
         text += f" The training texts hold about {formats.count(available)} tokens, read {tokens / available:.1f} times."
     return text
@@ -92,21 +138,20 @@ def _length(control: Arm) -> str:
 _TEACHING = ("objective", "signal", "teacher")
 
 
-def _departures(arms: Sequence[Arm], control: Arm) -> str:
-    if not any(arm.has_teacher for arm in arms):
+def _departures(arms: Arms) -> str:
+    taught = [arm for arm in arms if arm.has_teacher and nearest_pairs(arm, arms)]
+    if not taught:
         return ""
-    others = {
+    others = sorted(
         f"“{arm.name}” in {path}"
-        for arm in arms
-        if arm.has_teacher
-        for path in recipe_differences(arm, control)
+        for arm in taught
+        for path in arm_differences(arm, arms)
         if path.split(".")[0] not in _TEACHING
-    }
+    )
     if others:
-        where = "; ".join(sorted(others))
-        return f"Arms depart from the control in more than the teaching: {where}. A difference may come from that."
+        return f"Arms depart from the control in more than the teaching: {_some(others)}. A difference may come from that."
     return (
-        "All arms with a teacher share the control’s student, texts, optimizer and budget. The optimizer’s settings were not "
+        "All arms with a teacher share their control’s student, texts, optimizer and budget. The optimizer’s settings were not "
         "tuned for each arm, so an arm whose best learning rate lies elsewhere is shown below its best."
     )
 
@@ -114,8 +159,8 @@ def _departures(arms: Sequence[Arm], control: Arm) -> str:
 _TUNED = ("instruct", "chat", "think", "-it")
 
 
-def _teacher(arms: Sequence[Arm], control: Arm, teacher: Mapping[str, Any] | None) -> str:
-    best, bits = best_arm(arms), finite((teacher or {}).get("bits_per_byte"))
+def _teacher(arms: Arms, shown: Member, teacher: Mapping[str, Any] | None) -> str:
+    best, bits = best_arm(list(arms)), finite((teacher or {}).get("bits_per_byte"))
     name = str((teacher or {}).get("name", ""))
     text = ""
     if any(part in name.lower() for part in _TUNED):
@@ -123,19 +168,20 @@ def _teacher(arms: Sequence[Arm], control: Arm, teacher: Mapping[str, Any] | Non
             f"The teacher, {name}, was tuned to follow instructions or to converse; "
             "its distributions differ from those of the model it was tuned from. "
         )
-    if bits is not None and best is not None and best.bits_per_byte is not None and control.bits_per_byte is not None:
-        gap = control.bits_per_byte - bits
+    if bits is not None and best is not None and shown.bits_per_byte is not None and not shown.has_teacher:
+        gap = shown.bits_per_byte - bits
         text += f"The teacher needs {formats.fixed(bits)} bits per byte on these documents, " + (
-            f"{formats.fixed(gap)} fewer than the control."
+            f"{formats.fixed(gap)} fewer than “{shown.name}”."
             if gap > 0
-            else "no fewer than the control: it predicts them no better itself."
+            else f"no fewer than “{shown.name}”: it predicts them no better itself."
         )
     return text.strip()
 
 
-def _time(arms: Sequence[Arm]) -> str:
-    devices = sorted({str(arm.run.environment.get("device")) for arm in arms if arm.run is not None})
-    processors = sorted({str(arm.run.environment.get("processor")) for arm in arms if arm.run is not None})
+def _time(arms: Arms) -> str:
+    runs = [member.run for member in arms.members if member.run is not None]
+    devices = sorted({str(run.environment.get("device")) for run in runs})
+    processors = sorted({str(run.environment.get("processor")) for run in runs})
     if not devices:
         return ""
     where = f"{', '.join(devices)} ({', '.join(processors)})"
@@ -145,8 +191,8 @@ def _time(arms: Sequence[Arm]) -> str:
     return text + " Another machine gives other ratios; FLOPs are counted, not measured, and do not depend on it."
 
 
-def _flops(arms: Sequence[Arm]) -> str:
-    if not any(arm.summary.get("teacher_flops") for arm in arms):
+def _flops(arms: Arms) -> str:
+    if not any(member.summary.get("teacher_flops") for member in arms.members):
         return ""
     return (
         "The teacher’s FLOPs are charged in full to every arm that used its rows. A store that several students read is scored "
@@ -154,6 +200,15 @@ def _flops(arms: Sequence[Arm]) -> str:
     )
 
 
-def _unfinished(arms: Sequence[Arm]) -> str:
-    open_arms = [f"“{arm.name}” ({arm.status})" for arm in arms if not arm.finished]
-    return f"Not part of the verdict: {', '.join(open_arms)}." if open_arms else ""
+def _unfinished(arms: Arms) -> str:
+    states = [f"“{member.name}” ({_state(member)})" for member in arms.members if not member.finished]
+    return f"Not part of any mean: {_some(states)}." if states else ""
+
+
+def _state(member: Member) -> str:
+    return f"{member.status}: {member.cell.note}" if member.cell.note else member.status
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return "; ".join(names) if more <= 0 else f"{'; '.join(names[:_MOST_NAMED])}; and {more} more"

@@ -1,220 +1,292 @@
-"""The tables of the report as plain strings; `page` escapes and draws them.
+"""The tables of results and costs as plain strings beside unrounded records.
 
-Intervals are 95%, over held-out documents (`statistics`). Ratios are to the control.
+Means are over finished seeds, ± their sample standard deviation. What the interval of a difference is over is in its own column
+(`comparisons`). Ratios are to what an arm is held against.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from limbeck.report import formats
-from limbeck.report.arms import AXES, Arm, Axis, difference, equal_cost, finite, reads, same_heldout
-from limbeck.report.verdict import outcome_at, outcome_of
-
-
-@dataclass(frozen=True)
-class Table:
-    """Headers, rows of as many cells, by row number a mark ('control', 'muted'), and which columns hold words, not numbers."""
-
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: frozenset[int] = frozenset({0})
-    marks: Mapping[int, str] = field(default_factory=dict)
-
-
-def result_table(arms: Sequence[Arm], *, control: Arm, teacher: Mapping[str, Any] | None) -> Table:
-    """What every arm reached: bits per byte and the difference to the control with intervals, KL to the teacher."""
-    headers = ("arm", "learns from", "bits per byte [95%]", "minus control [95%]", "verdict", "KL to teacher, nats/token")
-    rows = [_result_row(arm, control) for arm in arms]
-    if teacher is not None:
-        rows.append(("teacher", str(teacher.get("name", "")), formats.fixed(finite(teacher.get("bits_per_byte"))), "", "", ""))
-    return Table(headers, tuple(rows), words=frozenset({0, 1, 4}), marks=_marks(arms, control, teacher is not None))
-
-
-def _result_row(arm: Arm, control: Arm) -> tuple[str, ...]:
-    if not arm.finished:
-        return (_name(arm, control), learns_from(arm), arm.status, "", "", "")
-    versus = difference(arm, control) if arm is not control else None
-    if arm is control:
-        word = ""
-    elif control.finished and not same_heldout(arm, control):
-        word = "measured on other documents"
-    else:
-        word = _WORDS[outcome_of(versus)]
-    kl = formats.fixed(finite(arm.summary.get("kl_to_teacher_nats")))
-    return (
-        _name(arm, control),
-        learns_from(arm),
-        formats.interval(arm.estimate),
-        formats.interval(versus, sign=True),
-        word,
-        kl,
-    )
-
+from limbeck.report.arms import COSTS, Arm, Arms, Cost, finite
+from limbeck.report.blocks import Scalar, Table
+from limbeck.report.cells import Basis
+from limbeck.report.comparisons import BASES, Comparison, equal_reading, nearest_pairs, outcome_at, outcome_of, paired
 
 _WORDS = {"ahead": "ahead", "behind": "behind", "level": "no difference told", "unknown": "cannot be told"}
 
 
-def cost_table(arms: Sequence[Arm], *, control: Arm) -> Table:
-    """What every arm has spent, and the time of a step relative to the control's."""
-    headers = ("arm", "steps", "tokens", "seconds", "tokens/s", "step time", "student FLOPs", "teacher FLOPs", "bytes read")
-    rows = tuple(_cost_row(arm, control) for arm in arms)
-    return Table(headers, rows, marks=_marks(arms, control, False))
+def arms_table(arms: Arms, *, found: Sequence[Comparison], teacher: Mapping[str, Any] | None) -> Table:
+    """What every arm is and has reached."""
+    bases = [basis for basis in BASES if any(each.basis == basis for each in found)]
+    headers = (
+        "arm",
+        "learns from",
+        "bits per byte",
+        "n",
+        "KL to teacher, nats",
+        *(f"minus its control, {_AT[b]}" for b in bases),
+    )
+    if all(each.role == "arm" for each in found):
+        headers = tuple(header.replace("its control", "its counterpart") for header in headers)
+    headers = (*headers, "parameters", "tokens", "seconds")
+    rows = [_arm_row(arm, arms, bases, found) for arm in arms]
+    if teacher is not None:
+        bits = formats.fixed(finite(teacher.get("bits_per_byte")))
+        rows.append(("teacher", str(teacher.get("name", "")), bits, *("",) * (len(headers) - 3)))
+    words = frozenset({0, 1, *range(5, 5 + len(bases))})
+    records = tuple(_arm_record(arm, found) for arm in arms)
+    return Table(headers, tuple(rows), words, _marks(list(arms), arms, teacher is not None), name="arms", records=records)
 
 
-def _cost_row(arm: Arm, control: Arm) -> tuple[str, ...]:
-    spent = arm.summary or (arm.run.records[-1] if arm.run is not None and arm.run.records else {})
-    speed = spent.get("tokens_per_second") or (spent["tokens"] / spent["seconds"] if spent.get("seconds") else None)
-    name = _name(arm, control) if arm.finished else f"{_name(arm, control)}, {arm.status}"
+_AT: dict[Basis, str] = {"tokens": "equal tokens", "seconds": "equal seconds", "flops": "equal FLOPs"}
+
+
+def _arm_row(arm: Arm, arms: Arms, bases: Sequence[Basis], found: Sequence[Comparison]) -> tuple[str, ...]:
+    bits = formats.interval(arm.documents_estimate) if arm.documents_estimate is not None else formats.spread(arm.bits)
     return (
-        name,
-        formats.count(spent.get("step")),
-        formats.count(spent.get("tokens")),
-        formats.seconds(spent.get("seconds")),
-        formats.count(speed),
-        formats.ratio(arm.seconds_per_step(), control.seconds_per_step()),
-        formats.power(spent.get("student_flops")),
-        formats.power(spent.get("teacher_flops")),
-        formats.size(spent.get("bytes_read")),
+        name_of(arm, arms),
+        learns_from(arm),
+        bits if arm.bits is not None else arm.status,
+        _seed_count(arm),
+        formats.spread(arm.spread_of("kl_to_teacher_nats")),
+        *(_comparison_cell([each for each in found if each.arm is arm and each.basis == basis]) for basis in bases),
+        formats.count(finite((arm.first.summary.get("parameters") or {}).get("total"))),
+        formats.count(arm.spent("tokens")),
+        formats.seconds(arm.spent("seconds")),
     )
 
 
-def equal_table(arms: Sequence[Arm], *, control: Arm) -> Table:
-    """Every arm minus the control at equal tokens, seconds and FLOPs, in bits per byte."""
-    headers = ("arm", "equal tokens", "equal seconds", "equal student FLOPs", "equal student + teacher FLOPs")
-    others = [arm for arm in arms if arm is not control]
-    rows = tuple((arm.name, *(_equal_cell(arm, control, axis) for axis in AXES)) for arm in others)
-    return Table(headers, rows, marks=_marks(others, control, False))
+def _seed_count(arm: Arm) -> str:
+    """`3`, or `2 of 3` where a member has not finished."""
+    done = len(arm.finished)
+    return f"{done}" if done == len(arm.members) else f"{done} of {len(arm.members)}"
 
 
-def _equal_cell(arm: Arm, control: Arm, axis: Axis) -> str:
-    final = difference(arm, control)
-    if final is None:
-        return arm.status if not arm.finished else "not comparable"
-    point = equal_cost(arm, control, axis)
-    if point.difference is None:
-        return f"no overlap ({_at(axis, point.at)})"
-    outcome = outcome_of(final) if point.read_early == "neither" else outcome_at(point, final.half_width)
-    return f"{formats.signed(point.difference)}, {_WORDS[outcome]} ({_at(axis, point.at)})"
+def _comparison_cell(found: Sequence[Comparison]) -> str:
+    if not found:
+        return formats.UNKNOWN
+    each = found[0]
+    if each.difference is None:
+        return each.why
+    part = "" if each.over == "seeds" and len(each.by_seed) == len(each.arm.finished) else f" ({each.basis_of_interval})"
+    return f"{formats.interval(each.difference, sign=True)}, {_WORDS[each.outcome]}{part}"
 
 
-def _at(axis: Axis, cost: float) -> str:
-    if axis == "seconds":
-        return formats.seconds(cost)
-    return formats.count(cost) if axis == "tokens" else formats.power(cost)
+def _arm_record(arm: Arm, found: Sequence[Comparison]) -> dict[str, Scalar]:
+    bits, kl = arm.bits, arm.spread_of("kl_to_teacher_nats")
+    record: dict[str, Scalar] = {
+        "arm": arm.name,
+        **{f"setting {axis}": formats.pairs(value) for axis, value in arm.settings.items()},
+        "status": arm.status,
+        "finished_seeds": len(arm.finished),
+        "bits_per_byte": bits.mean if bits is not None else None,
+        "bits_per_byte_sd": bits.sd if bits is not None else None,
+        "kl_to_teacher_nats": kl.mean if kl is not None else None,
+        "kl_to_teacher_nats_sd": kl.sd if kl is not None else None,
+        "parameters": finite((arm.first.summary.get("parameters") or {}).get("total")),
+        **{key: arm.spent(key) for key in ("tokens", "seconds", "student_flops", "teacher_flops")},
+    }
+    for each in (each for each in found if each.arm is arm):
+        value, role = each.difference, f"{each.role}_{each.basis}"
+        record |= {
+            f"minus_{role}": value.value if value is not None else None,
+            f"minus_{role}_low": value.low if value is not None else None,
+            f"minus_{role}_high": value.high if value is not None else None,
+            f"minus_{role}_over": each.over if value is not None else each.why,
+        }
+    return record
 
 
-def store_table(stores: Sequence[Mapping[str, Any]], arms: Sequence[Arm]) -> Table:
-    """What each signal store is, how faithful it is, what it weighs and how fast it was written; one store a column."""
-    facts = [_store_facts(store, arms) for store in stores]
-    labels = list(dict.fromkeys(label for each in facts for label in each))
-    rows = tuple((label, *(each.get(label, formats.UNKNOWN) for each in facts)) for label in labels)
-    return Table(("store", *(str(store.get("kind")) for store in stores)), rows, words=frozenset(range(len(stores) + 1)))
+def comparison_table(found: Sequence[Comparison]) -> Table:
+    """Every comparison on its own row, with what its interval is over."""
+    headers = ("arm", "against", "at equal", "difference [95%]", "verdict", "interval over", "by seed")
+    rows = tuple(
+        (
+            each.arm.name,
+            each.against,
+            "FLOPs" if each.basis == "flops" else each.basis,
+            formats.interval(each.difference, sign=True) if each.difference is not None else each.why,
+            _WORDS[each.outcome] if each.difference is not None else "",
+            each.basis_of_interval,
+            ", ".join(formats.signed(value) for _, value in each.by_seed),
+        )
+        for each in found
+    )
+    records = tuple(_comparison_record(each) for each in found)
+    return Table(
+        headers, rows, frozenset({0, 1, 2, 4, 5}), name="comparisons", title="Every comparison", records=records, shown="folded"
+    )
 
 
-def _store_facts(store: Mapping[str, Any], arms: Sequence[Arm]) -> dict[str, str]:
-    readers = [arm.name for arm in arms if reads(arm, store)]
-    identity = {key.replace("_", " "): formats.pairs(value) for key, value in (store.get("identity") or {}).items()}
+def _comparison_record(each: Comparison) -> dict[str, Scalar]:
+    value = each.difference
     return {
-        "read by": ", ".join(readers) or formats.UNKNOWN,
-        "path": formats.pairs(store.get("path")),
-        **identity,
-        "digest": formats.pairs(store.get("identity_digest")),
-        "tokens": formats.count(finite(store.get("tokens"))),
-        "distinct ids per token": formats.fixed(finite(store.get("distinct_ids_per_token")), 2),
-        "mean tail mass": _or_none(finite(store.get("tail_mass"))),
-        "teacher’s entropy, nats/token": _or_none(finite(store.get("entropy_nats"))),
-        "size": formats.size(finite(store.get("bytes"))),
-        "bytes per token": formats.fixed(finite(store.get("bytes_per_token")), 2),
-        "bytes per distinct id": formats.fixed(finite(store.get("bytes_per_distinct_id")), 2),
-        "scoring, tokens/s": formats.count(finite(store.get("scoring_tokens_per_second"))),
+        "arm": each.arm.name,
+        "against": each.against,
+        "basis": each.basis,
+        "difference": value.value if value is not None else None,
+        "low": value.low if value is not None else None,
+        "high": value.high if value is not None else None,
+        "over": each.over,
+        "pairs": len(each.by_seed),
+        "outcome": each.outcome,
+        "why": each.why,
     }
 
 
-def _or_none(value: float | None) -> str:
-    return "not kept" if value is None else formats.fixed(value)
+def cells_table(arms: Arms) -> Table:
+    """Every run with its seed, its state and what it reached; diverged, failed and left-out ones are results too."""
+    headers = ("run", "arm", "seed", "state", "bits per byte", "note")
+    rows, records = [], []
+    for member in arms.members:
+        cell = member.cell
+        seed = str(cell.seed) if cell.seed is not None else formats.UNKNOWN
+        rows.append((cell.name, cell.arm, seed, member.status, formats.fixed(member.bits_per_byte), cell.note))
+        settings: dict[str, Scalar] = {f"setting {axis}": formats.pairs(value) for axis, value in cell.settings.items()}
+        costs: dict[str, Scalar] = {key: finite(member.spent.get(key)) for key in _COST_KEYS}
+        state: dict[str, Scalar] = {
+            "run": cell.name,
+            "arm": cell.arm,
+            "seed": cell.seed,
+            "state": member.status,
+            "note": cell.note,
+        }
+        kl = finite(member.summary.get("kl_to_teacher_nats"))
+        records.append({**state, **settings, "bits_per_byte": member.bits_per_byte, "kl_to_teacher_nats": kl, **costs})
+    marks = {row: "muted" for row, member in enumerate(arms.members) if not member.finished}
+    words = frozenset({0, 1, 3, 5})
+    return Table(headers, tuple(rows), words, marks, name="cells", title="Every run", records=tuple(records), shown="folded")
 
 
-def setup_table(control: Arm) -> Table:
-    """The student, the texts and the budget, as the control's recipe and summary have them."""
-    assert control.run is not None, "a control that was never started has no setup to show"
-    recipe = control.run.recipe
-    facts = [
-        ("student", formats.pairs(recipe.student.model_dump())),
-        ("parameters", parameters_text(control)),
-        ("training texts", formats.pairs(recipe.data.train.model_dump())),
-        ("held-out texts", formats.pairs(recipe.data.heldout.model_dump())),
-        ("sequence", f"{recipe.data.sequence_length} tokens, packing={recipe.data.packing}"),
-        ("batch", formats.pairs(recipe.batch.model_dump())),
-        ("budget", formats.pairs(recipe.budget.model_dump())),
-        ("optimizer", formats.pairs(recipe.optimizer.model_dump())),
-        ("schedule", formats.pairs(recipe.schedule.model_dump())),
-        ("precision", str(control.summary.get("precision", recipe.precision))),
-        ("student FLOPs per token", formats.power(finite(control.summary.get("student_flops_per_token")))),
-    ]
-    return Table(("setup", ""), tuple(facts), words=frozenset({0, 1}))
+_COST_KEYS = ("step", "tokens", "seconds", "student_flops", "teacher_flops", "bytes_read")
 
 
-def parameters_text(arm: Arm) -> str:
-    """`11,200,000: 4,100,000 outside the embedding, 7,100,000 in it`."""
-    parameters = arm.summary.get("parameters")
-    if not parameters:
-        return formats.UNKNOWN
-    outside, inside = formats.count(parameters["non_embedding"]), formats.count(parameters["embedding"])
-    return f"{formats.count(parameters['total'])}: {outside} outside the embedding, {inside} in it"
+def cost_table(arms: Arms) -> Table:
+    """What a run of every arm has spent, the time of a step beside its control's, and what the whole study has spent."""
+    headers = ("arm", "steps", "tokens", "seconds", "tokens/s", "step time", "student FLOPs", "teacher FLOPs", "bytes read")
+    rows = [_cost_row(arm, arms) for arm in arms]
+    total = {key: sum(finite(member.spent.get(key)) or 0.0 for member in arms.members) for key in _COST_KEYS}
+    if len(arms.members) > 1:
+        rows.append(
+            (
+                f"all {len(arms.members)} runs",
+                formats.count(total["step"]),
+                formats.count(total["tokens"]),
+                formats.seconds(total["seconds"]),
+                "",
+                "",
+                formats.power(total["student_flops"]),
+                formats.power(total["teacher_flops"]),
+                formats.size(total["bytes_read"]),
+            )
+        )
+    records = tuple(_cost_record(arm) for arm in arms)
+    return Table(headers, tuple(rows), marks=_marks(list(arms), arms, len(rows) > len(arms)), name="costs", records=records)
 
 
-def environment_table(arms: Sequence[Arm]) -> Table:
-    """Versions and hardware; one value where all runs agree, otherwise every arm's own."""
-    runs = [(arm.name, arm.run.environment) for arm in arms if arm.run is not None]
-    keys = list(dict.fromkeys(key for _, environment in runs for key in environment))
-    rows: list[tuple[str, str]] = []
-    for key in keys:
-        values = {name: str(environment.get(key, formats.UNKNOWN)) for name, environment in runs}
-        agreed = len(set(values.values())) == 1
-        own = "; ".join(f"{name}: {value}" for name, value in values.items())
-        rows.append((key, next(iter(values.values())) if agreed else own))
-    return Table(("environment", ""), tuple(rows), words=frozenset({0, 1}))
+def _cost_record(arm: Arm) -> dict[str, Scalar]:
+    return {"arm": arm.name, "runs": len(arm.finished), **{key: arm.spent(key) for key in _COST_KEYS}}
 
 
-_INCIDENTAL = ("name", "output", "store", "checkpoint")
-
-
-def recipe_differences(arm: Arm, control: Arm) -> dict[str, Any]:
-    """What an arm's recipe says otherwise than the control's, as dotted paths; names and places aside."""
-    if arm.run is None or control.run is None:
-        return {}
-    mine, theirs = (dict(formats.flatten(run.recipe.model_dump(mode="json"))) for run in (arm.run, control.run))
-    changed = (path for path in dict.fromkeys([*mine, *theirs]) if mine.get(path) != theirs.get(path))
-    return {path: mine.get(path) for path in changed if path.split(".")[0] not in _INCIDENTAL}
-
-
-def difference_table(arms: Sequence[Arm], *, control: Arm) -> Table:
-    """Where each arm's recipe departs from the control's."""
-    rows = tuple(
-        (arm.name, ", ".join(f"{path}={value}" for path, value in recipe_differences(arm, control).items()) or "nothing")
-        for arm in arms
-        if arm is not control and arm.run is not None
+def _cost_row(arm: Arm, arms: Arms) -> tuple[str, ...]:
+    tokens, seconds = arm.spent("tokens"), arm.spent("seconds")
+    pairs = [pair for pair in nearest_pairs(arm, arms) if pair[0].finished and pair[1].finished]
+    mine, theirs = (sum(_step_seconds(pair[side].summary) for pair in pairs) for side in (0, 1))
+    name = name_of(arm, arms) if arm.bits is not None else f"{name_of(arm, arms)}, {arm.status}"
+    return (
+        name,
+        formats.count(arm.spent("step")),
+        formats.count(tokens),
+        formats.seconds(seconds),
+        formats.count(tokens / seconds if tokens is not None and seconds else None),
+        formats.ratio(mine, theirs) if pairs else formats.UNKNOWN,
+        formats.power(arm.spent("student_flops")),
+        formats.power(arm.spent("teacher_flops")),
+        formats.size(arm.spent("bytes_read")),
     )
-    return Table(("arm", f"differs from “{control.name}” by"), rows, words=frozenset({0, 1}))
+
+
+def _step_seconds(summary: Mapping[str, Any]) -> float:
+    return float(summary["seconds"]) / summary["step"] if summary.get("step") else 0.0
+
+
+def equal_table(arms: Arms) -> Table:
+    """Every arm minus its control, read off the curves at equal tokens, seconds and FLOPs, in bits per byte."""
+    headers = ("arm", "equal tokens", "equal seconds", "equal student FLOPs", "equal student + teacher FLOPs")
+    others = [arm for arm in arms if nearest_pairs(arm, arms)]
+    rows = tuple((arm.name, *(_equal_cell(arm, arms, cost) for cost in COSTS)) for arm in others)
+    records = tuple(_equal_record(arm, arms) for arm in others)
+    return Table(headers, rows, marks=_marks(others, arms, False), name="equal-cost", records=records)
+
+
+def _equal_cell(arm: Arm, arms: Arms, cost: Cost) -> str:
+    pairs = nearest_pairs(arm, arms)
+    point = equal_reading(pairs, cost)
+    if point is None:
+        return arm.status if not arm.finished else "not comparable"
+    if point.difference is None:
+        return f"no overlap ({at_cost(cost, point.at)})"
+    final, _, _ = paired([pair for pair in pairs if pair[0].finished and pair[1].finished])
+    ends = point.read_early == "neither" and final is not None
+    outcome = outcome_of(final) if ends else outcome_at(point, final.half_width if final is not None else None)
+    return f"{formats.signed(point.difference.value)}, {_WORDS[outcome]} ({at_cost(cost, point.at)})"
+
+
+def _equal_record(arm: Arm, arms: Arms) -> dict[str, Scalar]:
+    record: dict[str, Scalar] = {"arm": arm.name}
+    for cost in COSTS:
+        point = equal_reading(nearest_pairs(arm, arms), cost)
+        value = point.difference if point is not None else None
+        record |= {
+            f"{cost}_at": point.at if point is not None else None,
+            f"{cost}_difference": value.value if value is not None else None,
+            f"{cost}_low": value.low if value is not None else None,
+            f"{cost}_high": value.high if value is not None else None,
+            f"{cost}_read_early": point.read_early if point is not None else None,
+        }
+    return record
+
+
+def at_cost(cost: Cost, value: float) -> str:
+    """A cost in a table's cell."""
+    if cost == "seconds":
+        return formats.seconds(value)
+    return formats.count(value) if cost == "tokens" else formats.power(value)
+
+
+def curve_table(arms: Arms) -> Table:
+    """Every evaluation of every run, for files."""
+    records = tuple(
+        {"run": member.name, "arm": member.cell.arm, "seed": member.cell.seed, **_evaluation(record)}
+        for member in arms.members
+        if member.run is not None
+        for record in member.run.events("eval")
+    )
+    return Table(("run",), tuple((str(record["run"]),) for record in records), name="curves", records=records, shown="file")
+
+
+def _evaluation(record: Mapping[str, Any]) -> dict[str, Scalar]:
+    return {key: finite(record.get(key)) for key in (*_COST_KEYS, "bits_per_byte", "kl_to_teacher_nats")}
 
 
 def learns_from(arm: Arm) -> str:
     """The objective and the signal in a few words."""
-    if arm.run is None:
+    run = arm.first.run
+    if run is None:
         return formats.UNKNOWN
-    recipe = arm.run.recipe
     if not arm.has_teacher:
         return "the text alone"
-    assert recipe.signal is not None, "a recipe checks that an objective with a teacher has a signal"
-    return f"{recipe.objective.kind} on {recipe.signal_slug}{' (live)' if recipe.signal.live else ''}"
+    assert run.recipe.signal is not None, "a recipe checks that an objective with a teacher has a signal"
+    return f"{run.recipe.objective.kind} on {run.recipe.signal_slug}{' (live)' if run.recipe.signal.live else ''}"
 
 
-def _name(arm: Arm, control: Arm) -> str:
-    return f"{arm.name} (control)" if arm is control else arm.name
+def name_of(arm: Arm, arms: Arms) -> str:
+    """An arm's name, and whether others are held against it."""
+    return f"{arm.name} (control)" if arms.is_control(arm) else arm.name
 
 
-def _marks(arms: Sequence[Arm], control: Arm, teacher_row: bool) -> dict[int, str]:
-    marks = {row: "control" for row, arm in enumerate(arms) if arm is control}
-    marks |= {row: "muted" for row, arm in enumerate(arms) if not arm.finished}
-    return marks | ({len(arms): "muted"} if teacher_row else {})
+def _marks(rows: Sequence[Arm], arms: Arms, last: bool) -> dict[int, str]:
+    marks = {row: "control" for row, arm in enumerate(rows) if arms.is_control(arm)}
+    marks |= {row: "muted" for row, arm in enumerate(rows) if not arm.finished}
+    return marks | ({len(rows): "muted"} if last else {})

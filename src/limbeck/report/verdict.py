@@ -1,77 +1,64 @@
-"""The verdict in words, computed from the numbers, for any outcome: ahead, behind, no difference, or nothing to compare.
+"""The best arm against its control in words, computed from the numbers, for any outcome: ahead, behind, no difference, nothing.
 
-The best arm is the one with the fewest held-out bits per byte among the finished arms that learn from a teacher. "Ahead" and
-"behind" need an interval that excludes zero. At equal seconds and FLOPs there is no interval, since documents are measured
-one by one at the end only; there the half-width of the final interval serves as the yardstick for "no difference".
+The best arm is the one with the fewest held-out bits per byte among those that learn from a teacher. "Ahead" and "behind" need
+an interval that excludes zero. Where the study has no control of equal seconds or FLOPs, the curves are read at an equal cost;
+with one seed there is no interval there, since documents are measured one by one at the end only, and the half-width of the
+final interval serves as the yardstick for "no difference".
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from limbeck.report import formats
-from limbeck.report.arms import Arm, Axis, EqualCost, difference, equal_cost, reads, same, same_heldout
+from limbeck.report.arms import Arm, Arms, Cost, Member, cost_of, reads, same, same_heldout
+from limbeck.report.blocks import Answer
+from limbeck.report.cells import Basis
+from limbeck.report.comparisons import (
+    Comparison,
+    EqualReading,
+    Outcome,
+    Over,
+    Pair,
+    equal_reading,
+    nearest_pairs,
+    outcome_at,
+    outcome_of,
+    paired,
+)
 from limbeck.report.statistics import Estimate
-
-Outcome = Literal["ahead", "behind", "level", "unknown"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A headline, the paragraphs under it, and the outcome at the end of the runs."""
-
-    outcome: Outcome
-    headline: str
-    paragraphs: tuple[str, ...]
 
 
 def best_arm(arms: Sequence[Arm]) -> Arm | None:
-    """The finished arm with a teacher that has the fewest bits per byte."""
-    taught = [(arm.bits_per_byte, arm) for arm in arms if arm.has_teacher and arm.bits_per_byte is not None]
+    """The arm with a teacher that has the fewest bits per byte, the mean over its finished seeds."""
+    taught = [(arm.bits.mean, arm) for arm in arms if arm.has_teacher and arm.bits is not None]
     return min(taught, key=lambda pair: pair[0])[1] if taught else None
 
 
-def outcome_of(value: Estimate | None) -> Outcome:
-    """Where a difference to the control lies relative to zero."""
-    if value is None or value.low is None or value.high is None:
-        return "unknown"
-    if value.high < 0:
-        return "ahead"
-    return "behind" if value.low > 0 else "level"
-
-
-def outcome_at(point: EqualCost, yardstick: float | None) -> Outcome:
-    """Where a difference at equal cost lies relative to plus or minus the yardstick."""
-    if point.difference is None or yardstick is None:
-        return "unknown"
-    if abs(point.difference) <= yardstick:
-        return "level"
-    return "ahead" if point.difference < 0 else "behind"
-
-
-def decide(arms: Sequence[Arm], *, control: Arm, stores: Sequence[Mapping[str, Any]]) -> Verdict:
-    """The verdict on the best arm against the control."""
-    best = best_arm(arms)
-    if not control.finished:
-        return Verdict("unknown", "Nothing to compare yet", (f"The control “{control.name}” is {control.status}.",))
-    if best is None:
-        return Verdict("unknown", "Nothing to compare yet", ("No arm that learns from a teacher has finished.",))
-    if not same_heldout(best, control):
+def verdict_on(best: Arm, arms: Arms, *, found: Sequence[Comparison], stores: Sequence[Mapping[str, Any]]) -> Answer:
+    """The verdict on the best taught arm against its control."""
+    pairs = [pair for pair in nearest_pairs(best, arms) if pair[0].finished]
+    if not any(other.finished for _, other in pairs):
+        words = "; ".join(dict.fromkeys(f"The control “{other.name}” is {other.status}" for _, other in pairs))
+        return Answer(
+            "unknown", "Nothing to compare yet", (f"{words or 'No arm with a teacher has finished beside its control'}.",)
+        )
+    usable = [pair for pair in pairs if pair[1].finished and same_heldout(*pair)]
+    if not usable:
+        member, other = pairs[0]
         sentence = (
-            f"“{best.name}” and the control “{control.name}” were measured on different held-out documents, "
+            f"“{member.name}” and the control “{other.name}” were measured on different held-out documents, "
             "so their bits per byte do not compare."
         )
-        return Verdict("unknown", "Not comparable", (sentence,))
-    final = difference(best, control)
-    assert final is not None, "both are finished and share their documents"
+        return Answer("unknown", "Not comparable", (sentence,))
+    final, over, why = paired(usable)
+    assert final is not None, "there is a usable pair"
     paragraphs = (
-        f"{_final_sentence(best, control, final)} {_tally_sentence(arms, control)}".strip(),
-        f"{_cost_sentence(best, control)} {_scoring_sentence(best, stores)}".strip(),
-        _equal_sentence(best, control, "seconds", final),
-        _equal_sentence(best, control, "all_flops", final),
+        f"{_final_sentence(best, usable, final, over, why)} {_tally_sentence(arms, found)}".strip(),
+        f"{_cost_sentence(usable)} {_scoring_sentence(best.first, stores)}".strip(),
+        *_equal_sentences(best, arms, usable, final),
     )
     outcome = outcome_of(final)
-    return Verdict(outcome, f"{_HEADLINES[outcome]} {_scope(best, control)}", paragraphs)
+    return Answer(outcome, f"{_HEADLINES[outcome]} {_scope(usable)}", paragraphs)
 
 
 _HEADLINES: dict[Outcome, str] = {
@@ -82,42 +69,54 @@ _HEADLINES: dict[Outcome, str] = {
 }
 
 
-def _scope(best: Arm, control: Arm) -> str:
-    for key, words in (("tokens", "tokens"), ("seconds", "seconds"), ("student_flops", "student FLOPs")):
-        if same(best.summary[key], control.summary[key]):
+def _scope(pairs: Sequence[Pair]) -> str:
+    costs: tuple[tuple[Cost, str], ...] = (
+        ("tokens", "tokens"),
+        ("seconds", "seconds"),
+        ("all_flops", "FLOPs"),
+        ("student_flops", "student FLOPs"),
+    )
+    for cost, words in costs:
+        if all(same(cost_of(member.summary, cost), cost_of(other.summary, cost)) for member, other in pairs):
             return f"at equal {words}"
     return "at the end of unequal budgets"
 
 
-def _final_sentence(best: Arm, control: Arm, final: Estimate) -> str:
-    documents, tokens = best.summary.get("heldout_documents"), best.summary["tokens"]
-    budget = "as many" if tokens == control.summary["tokens"] else formats.count(control.summary["tokens"])
+def _final_sentence(best: Arm, pairs: Sequence[Pair], final: Estimate, over: Over, why: str) -> str:
+    first, control = pairs[0]
+    documents = first.summary.get("heldout_documents")
     texts = formats.plural(documents, "held-out document") if documents else "the held-out documents"
+    mine, theirs = (_mean([pair[side] for pair in pairs], "tokens") for side in (0, 1))
+    budget = "as many" if same(mine, theirs) else formats.count(theirs)
     opening = (
-        f"On {texts}, “{best.name}”, the best arm with a teacher, needs {formats.fixed(best.bits_per_byte)} bits per byte "
-        f"after {formats.count(tokens)} tokens; the control “{control.name}” needs "
-        f"{formats.fixed(control.bits_per_byte)} after {budget}."
+        f"On {texts}{_seeds_words(pairs)}, “{best.name}”, the best arm with a teacher, needs "
+        f"{formats.fixed(_mean([pair[0] for pair in pairs], 'bits_per_byte'))} bits per byte after {formats.count(mine)} "
+        f"tokens; the control “{control.cell.arm}” needs "
+        f"{formats.fixed(_mean([pair[1] for pair in pairs], 'bits_per_byte'))} after {budget}."
     )
-    difference_words = f"The difference is {formats.signed(final.value)} bits per byte"
+    words = f"The difference is {formats.signed(final.value)} bits per byte"
     if final.low is None or final.high is None:
-        return (
-            f"{opening} {difference_words}; fewer than two documents were kept one by one, so it has no interval "
-            "and whether it is more than chance cannot be told."
-        )
-    span = f"95% interval over documents {formats.signed(final.low)} to {formats.signed(final.high)}"
+        return f"{opening} {words}; it has no interval ({why}), and whether it is more than chance cannot be told."
+    span = f"95% interval over {over} {formats.signed(final.low)} to {formats.signed(final.high)}"
+    like = "documents like these" if over == "documents" else "these documents, with seeds like these"
     meaning = {
-        "ahead": "the interval excludes zero, so the distilled student is better on documents like these",
-        "behind": "the interval excludes zero, so the distilled student is worse on documents like these",
+        "ahead": f"the interval excludes zero, so the distilled student is better on {like}",
+        "behind": f"the interval excludes zero, so the distilled student is worse on {like}",
         "level": "the interval contains zero, so no difference can be told",
     }[outcome_of(final)]
-    return f"{opening} {difference_words} ({span}): {meaning}."
+    return f"{opening} {words} ({span}): {meaning}."
 
 
-def _tally_sentence(arms: Sequence[Arm], control: Arm) -> str:
+def _seeds_words(pairs: Sequence[Pair]) -> str:
+    return f", as a mean over {len(pairs)} seeds" if len(pairs) > 1 else ""
+
+
+def _tally_sentence(arms: Arms, found: Sequence[Comparison]) -> str:
     taught = [arm for arm in arms if arm.has_teacher]
     if len(taught) < 2:
         return ""
-    outcomes = [outcome_of(difference(arm, control)) for arm in taught]
+    basis: Basis = next((each.basis for each in found if each.role == "control" and each.difference is not None), "tokens")
+    outcomes = [each.outcome for each in found if each.role == "control" and each.basis == basis and each.arm.has_teacher]
     named: dict[Outcome, str] = {
         "ahead": "ahead",
         "behind": "behind",
@@ -125,22 +124,31 @@ def _tally_sentence(arms: Sequence[Arm], control: Arm) -> str:
         "unknown": "without a verdict",
     }
     parts = [f"{outcomes.count(outcome)} {words}" for outcome, words in named.items() if outcome in outcomes]
-    return f"Of {len(taught)} arms with a teacher, against the control: {', '.join(parts)}."
+    words = "tokens" if basis == "tokens" else _EQUAL[_COST_OF[basis]]
+    return f"Of {len(outcomes)} arms with a teacher, against the control at equal {words}: {', '.join(parts)}." if parts else ""
 
 
-def _cost_sentence(best: Arm, control: Arm) -> str:
-    mine, theirs = best.summary, control.summary
-    together = mine["student_flops"] + mine["teacher_flops"]
+def _cost_sentence(pairs: Sequence[Pair]) -> str:
+    mine, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+    def both(key: str) -> tuple[float, float]:
+        return _mean(mine, key), _mean(theirs, key)
+
+    (time, time_there), (flops, flops_there), (taught, taught_there) = map(both, ("seconds", "student_flops", "teacher_flops"))
     return (
-        f"It trained for {formats.seconds(mine['seconds'])} against {formats.seconds(theirs['seconds'])} "
-        f"({formats.ratio(mine['seconds'], theirs['seconds'])}) and spent {formats.power(mine['student_flops'])} student FLOPs "
-        f"against {formats.power(theirs['student_flops'])} ({formats.ratio(mine['student_flops'], theirs['student_flops'])}); "
-        f"with the teacher’s {formats.power(mine['teacher_flops'])} FLOPs added it spent "
-        f"{formats.ratio(together, theirs['student_flops'] + theirs['teacher_flops'])} the control’s."
+        f"It trained for {formats.seconds(time)} against {formats.seconds(time_there)} "
+        f"({formats.ratio(time, time_there)}) and spent {formats.power(flops)} student FLOPs "
+        f"against {formats.power(flops_there)} ({formats.ratio(flops, flops_there)}); "
+        f"with the teacher’s {formats.power(taught)} FLOPs added it spent "
+        f"{formats.ratio(flops + taught, flops_there + taught_there)} the control’s."
     )
 
 
-def _scoring_sentence(best: Arm, stores: Sequence[Mapping[str, Any]]) -> str:
+def _mean(members: Sequence[Member], key: str) -> float:
+    return float(sum(member.summary[key] for member in members) / len(members))
+
+
+def _scoring_sentence(best: Member, stores: Sequence[Mapping[str, Any]]) -> str:
     if best.run is None or not best.run.recipe.uses_store:
         return ""
     store = next((store for store in stores if reads(best, store)), None)
@@ -151,17 +159,18 @@ def _scoring_sentence(best: Arm, stores: Sequence[Mapping[str, Any]]) -> str:
     return f"These seconds leave out the scoring of the signal store, which took about {took}."
 
 
-_EQUAL: dict[Axis, str] = {
+_EQUAL: dict[Cost, str] = {
     "tokens": "tokens",
     "seconds": "training seconds",
     "student_flops": "student FLOPs",
     "all_flops": "FLOPs with the teacher counted",
 }
+_COST_OF: dict[Basis, Cost] = {"tokens": "tokens", "seconds": "seconds", "flops": "all_flops"}
 
 
-def cost_text(axis: Axis, value: float) -> str:
+def cost_text(cost: Cost, value: float) -> str:
     """A cost with its unit."""
-    match axis:
+    match cost:
         case "tokens":
             return f"{formats.count(value)} tokens"
         case "seconds":
@@ -170,33 +179,43 @@ def cost_text(axis: Axis, value: float) -> str:
             return f"{formats.power(value)} FLOPs"
 
 
-def _equal_sentence(best: Arm, control: Arm, axis: Axis, final: Estimate) -> str:
-    point = equal_cost(best, control, axis)
+def _equal_sentences(best: Arm, arms: Arms, pairs: Sequence[Pair], final: Estimate) -> list[str]:
+    """A reading of the curves for seconds and FLOPs, where the same control stands for them: others have runs of their own."""
+    said = []
+    for basis in ("seconds", "flops"):
+        own = {member.cell.controls.get(basis) for member, _ in pairs} - {None}
+        if own <= {other.name for _, other in pairs}:
+            said.append(_equal_sentence(best, pairs, _COST_OF[basis], final))
+    return said
+
+
+def _equal_sentence(best: Arm, pairs: Sequence[Pair], cost: Cost, final: Estimate) -> str:
+    point = equal_reading(pairs, cost)
+    assert point is not None, "the pairs are finished and share their documents"
     if point.read_early == "neither":
-        return f"Both spent the same {_EQUAL[axis]}, so at equal {_EQUAL[axis]} the comparison is the one above."
+        return f"Both spent the same {_EQUAL[cost]}, so at equal {_EQUAL[cost]} the comparison is the one above."
     if point.difference is None:
-        return _no_overlap(best, control, axis)
-    outcome = outcome_at(point, final.half_width)
+        return _no_overlap(pairs[0], cost, point)
     conclusion = {
         "ahead": "the control does not catch up",
         "behind": "the control is ahead",
         "level": "no difference can be told",
         "unknown": "there is no interval to judge that by",
-    }[outcome]
+    }[outcome_at(point, final.half_width)]
     early, late = (f"“{best.name}”", "the control’s end") if point.read_early == "arm" else ("the control", "its end")
     return (
-        f"At equal {_EQUAL[axis]} ({cost_text(axis, point.at)}, {late}), “{best.name}” stands at {formats.fixed(point.arm)} "
-        f"and the control at {formats.fixed(point.control)} ({formats.signed(point.difference)}): {conclusion}. "
+        f"At equal {_EQUAL[cost]} ({cost_text(cost, point.at)}, {late}), “{best.name}” stands at {formats.fixed(point.arm)} "
+        f"and the control at {formats.fixed(point.control)} ({formats.interval(point.difference, sign=True)}): {conclusion}. "
         f"There {early} is read in the middle of its run, between two measurements and before its learning rate has decayed, "
         "which counts against it."
     )
 
 
-def _no_overlap(best: Arm, control: Arm, axis: Axis) -> str:
-    point = equal_cost(best, control, axis)
-    late, early = (best, control) if point.read_early == "arm" else (control, best)
-    first = float(late.curve(axis).costs[0])
+def _no_overlap(pair: Pair, cost: Cost, point: EqualReading) -> str:
+    arm, control = pair
+    late, early = (arm, control) if point.read_early == "arm" else (control, arm)
+    first = float(late.curve(cost).costs[0])
     return (
-        f"At equal {_EQUAL[axis]} nothing can be said: the curves do not overlap, since “{late.name}” is first measured at "
-        f"{cost_text(axis, first)} and “{early.name}” ends at {cost_text(axis, point.at)}."
+        f"At equal {_EQUAL[cost]} nothing can be said: the curves do not overlap, since “{late.name}” is first measured at "
+        f"{cost_text(cost, first)} and “{early.name}” ends at {cost_text(cost, point.at)}."
     )

@@ -1,15 +1,13 @@
 """From a study's folder to its report: what was run, what it was compared with, what was predicted and what was measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
 from limbeck.eval_results import EvalResult, read_results
 from limbeck.report import cells as shown
-from limbeck.report.page import Arm, write_report
 from limbeck.report.study_page import write_study_report
-from limbeck.runs import open_run
 from limbeck.signals.places import info_at, is_published
 from limbeck.spec.study import Study
 from limbeck.study.expand import Cell, Cells
@@ -37,6 +35,8 @@ def view_of(study: Study, cells: Cells, *, output: Path) -> shown.StudyView:
         teachers=_teachers(output),
         source=yaml.safe_dump(study.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True),
         command=f"limbeck study run {study.name}.yaml -o {output}",
+        teacher_share=study.teacher_share,
+        tolerance=study.tolerance,
     )
 
 
@@ -54,6 +54,7 @@ def _shown(study: Study, each: CellStatus, predicted: shown.Prediction | None) -
         compared_with=_compared_with(study, cell),
         evals=read_results(Path(cell.recipe.run_path)),
         predicted=predicted,
+        base=cell.arm,
     )
 
 
@@ -69,17 +70,3 @@ def _compared_with(study: Study, cell: Cell) -> str | None:
 def _teachers(output: Path) -> Mapping[str, Mapping[str, EvalResult]]:
     folder = output / "teachers"
     return {path.name: read_results(path) for path in sorted(folder.iterdir())} if folder.is_dir() else {}
-
-
-def report_of(runs: Mapping[str, Path], *, control: str, stores: Sequence[str], title: str, folder: Path) -> Path:
-    """The HTML report of some runs and the stores they read."""
-    opened = {name: open_run(path) for name, path in runs.items()}
-    teachers = [run.summary["teacher"] for run in opened.values() if run.summary is not None and run.summary["teacher"]]
-    return write_report(
-        [Arm(name, run) for name, run in opened.items()],
-        control=control,
-        stores=[info_at(path) for path in stores],
-        title=title,
-        folder=folder,
-        teacher=teachers[0] if len({teacher["name"] for teacher in teachers}) == 1 else None,
-    )
