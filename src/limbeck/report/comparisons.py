@@ -17,9 +17,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from limbeck.report.arms import Arm, Arms, Cost, Member, same, same_heldout
-from limbeck.report.cells import Basis
 from limbeck.report.seeds import mean_estimate
 from limbeck.report.statistics import Estimate, interpolate, paired_difference
+from limbeck.spec.study import Basis
 
 BASES: tuple[Basis, ...] = get_args(Basis)
 Outcome = Literal["ahead", "behind", "level", "unknown"]

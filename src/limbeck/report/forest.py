@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 
 from limbeck.report.arms import Arms
 from limbeck.report.blocks import Drawn
-from limbeck.report.cells import Basis
 from limbeck.report.comparisons import BASES, Comparison, basis_words
 from limbeck.report.figures import drawn, label, looks
+from limbeck.spec.study import Basis
 
 _ROW = 0.34
 """Inches of an arm."""

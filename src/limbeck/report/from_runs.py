@@ -7,11 +7,12 @@ from typing import Any, Literal
 from limbeck.errors import LimbeckError
 from limbeck.eval_results import read_results
 from limbeck.report import formats
-from limbeck.report.cells import Basis, Cell, StudyView
+from limbeck.report.cells import Cell, StudyView
 from limbeck.report.comparisons import BASES
 from limbeck.report.setup import INCIDENTAL
 from limbeck.runs import Run
 from limbeck.spec.objective import needs_teacher
+from limbeck.spec.study import Basis
 
 _SEED_IN_NAME = re.compile(r"[-_.]?(?:s|seed)[-_.]?\d+$")
 

@@ -10,8 +10,8 @@ from typing import Any
 from limbeck.report import formats
 from limbeck.report.arms import COSTS, Arm, Arms, Cost, finite
 from limbeck.report.blocks import Scalar, Table
-from limbeck.report.cells import Basis
 from limbeck.report.comparisons import BASES, Comparison, equal_reading, nearest_pairs, outcome_at, outcome_of, paired
+from limbeck.spec.study import Basis
 
 _WORDS = {"ahead": "ahead", "behind": "behind", "level": "no difference told", "unknown": "cannot be told"}
 

@@ -12,7 +12,6 @@ from typing import Any
 from limbeck.report import formats
 from limbeck.report.arms import Arm, Arms, Cost, Member, cost_of, reads, same, same_heldout
 from limbeck.report.blocks import Answer
-from limbeck.report.cells import Basis
 from limbeck.report.comparisons import (
     Comparison,
     EqualReading,
@@ -26,6 +25,7 @@ from limbeck.report.comparisons import (
     paired,
 )
 from limbeck.report.statistics import Estimate
+from limbeck.spec.study import Basis
 
 
 def best_arm(arms: Sequence[Arm]) -> Arm | None:
