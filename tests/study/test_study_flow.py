@@ -1,4 +1,4 @@
-"""A study from its file to its last control: shared controls, cells that are run alone or again, evaluations, what it says of itself."""
+"""A study from its file to its last control: shared controls, cells that are run alone or again, evaluations, its state."""
 
 import json
 import shutil
@@ -146,7 +146,7 @@ def test_a_run_folder_that_is_half_written_stops_the_study_before_it_begins(
     run: Callable[..., StudyResult], finished: StudyResult
 ) -> None:
     (finished.runs["student-k8-seed0"] / "environment.json").unlink()
-    with pytest.raises(LimbeckError, match="student-k8-seed0 is damaged .*remove the folder and train again"):
+    with pytest.raises(LimbeckError, match=r"student-k8-seed0 is damaged .*remove the folder and train again"):
         run()
 
 
@@ -171,7 +171,9 @@ def test_the_view_has_what_was_predicted_beside_what_was_measured(
 def test_a_teacher_is_not_shown_more_than_it_was_trained_to_read(recipe_file: Path, output: Path) -> None:
     arms = {"teacher": {"objective.kind": "ce"}, "kd": {"teacher.arm": "teacher", "teacher.context.window": 33}}
     study = study_of(recipe_file, arms=arms, axes={}, seeds=[])
-    with pytest.raises(SpecError, match="kd: teacher.context.window=33, but its teacher teacher is trained on sequences of 32"):
+    with pytest.raises(
+        SpecError, match=r"kd: teacher\.context\.window=33, but its teacher teacher is trained on sequences of 32"
+    ):
         run_study(study, output=str(output), overrides={})
     assert not output.exists()
 
