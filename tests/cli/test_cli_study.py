@@ -120,3 +120,23 @@ def test_mistakes_are_one_line(limbeck: Command, study_file: Path, tmp_path: Pat
         outcome = limbeck("study", "run", study_file, "-o", tmp_path / "out", *extra)
         assert outcome.code == 2
         assert "teach one another in a circle" in outcome.complaint
+
+
+def test_the_command_line_runs_a_cell_and_tells_the_state(limbeck: Command, study_file: Path, tmp_path: Path) -> None:
+    file, output = study_file.with_name("flow.yaml"), tmp_path / "out"
+    recipe = yaml.safe_load(study_file.read_text("utf-8"))["recipe"]
+    described = {"name": "flow", "recipe": recipe, "axes": {"signal.k": [8, 16]}, "equal": ["tokens", "flops"]}
+    file.write_text(yaml.safe_dump(described), "utf-8")
+    assert limbeck("study", "run", file, "-o", output, "budget.amount=2", "--only", "student-k8").code == 0
+    state = json.loads(limbeck("study", "status", file, "-o", output, "budget.amount=2", "--json").out)
+    assert {cell["cell"]: cell["status"] for cell in state["cells"]} == {
+        "student-k8": "finished",
+        "student-k16": "waiting",
+        "control-tokens": "waiting",
+        "control-flops-student-k8": "waiting",
+    }
+    assert state["to_run"] == ["student-k16", "control-tokens", "control-flops-student-k8"]
+    assert "--again makes finished runs anew" in limbeck("study", "run", file, "-o", output, "--again").complaint
+    assert "quickstart" in limbeck("study", "list").out
+    bad = limbeck("study", "run", file, "-o", output, "hardware.device=abacus", "--dry-run")
+    assert "abacus" in bad.complaint
