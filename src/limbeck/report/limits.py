@@ -85,8 +85,8 @@ def _unequal(arms: Arms, found: Sequence[Comparison]) -> str:
         return ""
     named = dict.fromkeys(f"“{each.arm.name}” in {'FLOPs' if each.basis == 'flops' else each.basis}" for each in unequal)
     return (
-        f"Costs that differ by more than {arms.tolerance:.0%} are not compared as equal: {_some(list(named))}. Readings of the curves at "
-        "an equal cost stand in their place."
+        f"Costs that differ by more than {arms.tolerance:.0%} are not compared as equal: {_some(list(named))}. Readings of the "
+        "curves at an equal cost stand in their place."
     )
 
 
