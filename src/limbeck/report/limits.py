@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limbeck.report import formats
-from limbeck.report.arms import SAME, Arms, Member, finite
+from limbeck.report.arms import Arms, Member, finite
 from limbeck.report.comparisons import Comparison, nearest_pairs
 from limbeck.report.setup import arm_differences, main_arm
 from limbeck.report.verdict import best_arm
@@ -25,7 +25,7 @@ def limits(arms: Arms, *, found: Sequence[Comparison], teacher: Mapping[str, Any
     reasons = [
         _seeds(arms, found),
         _many(found),
-        _unequal(found),
+        _unequal(arms, found),
         _heldout(shown),
         _selection(arms),
         _student(arms),
@@ -79,14 +79,14 @@ def _many(found: Sequence[Comparison]) -> str:
     )
 
 
-def _unequal(found: Sequence[Comparison]) -> str:
+def _unequal(arms: Arms, found: Sequence[Comparison]) -> str:
     unequal = [each for each in found if each.why.startswith("unequal")]
     if not unequal:
         return ""
     named = dict.fromkeys(f"“{each.arm.name}” in {'FLOPs' if each.basis == 'flops' else each.basis}" for each in unequal)
     return (
-        f"Costs that differ by more than {SAME:.0%} are not compared as equal: {_some(list(named))}. Readings of the curves at "
-        "an equal cost stand in their place."
+        f"Costs that differ by more than {arms.tolerance:.0%} are not compared as equal: {_some(list(named))}. Readings of the "
+        "curves at an equal cost stand in their place."
     )
 
 

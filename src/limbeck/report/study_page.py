@@ -113,7 +113,7 @@ def _arms(arms: Arms, found: Sequence[Comparison], teacher: Mapping[str, Any] | 
 _ARMS_NOTE = (
     "Fewer bits per byte are better. ± is the standard deviation over n seeds; in brackets are 95% intervals: of differences "
     "over the n seeds, paired by seed, or over what the cell says: with one seed a bootstrap over held-out documents, paired "
-    "by document. “Unequal”: the costs differ by more than 2%, so there is no number at that basis."
+    "by document. “Unequal”: the costs differ by more than the study allows, so there is no number."
 )
 
 
