@@ -122,3 +122,11 @@ def test_what_makes_no_sense_is_refused_in_one_line(values: dict[str, Any], said
 
 def test_a_misspelt_axis_says_in_which_study_and_arm() -> None:
     assert refusal(axes={"signal.drows": [1, 2]}).startswith("study s, student, axis signal.drows: quickstart: ")
+
+
+def test_a_whole_part_that_an_arm_sets_is_not_changed_by_a_key_of_the_settings() -> None:
+    """The later layer wins, whatever the depth of its paths."""
+    arms = {"own": {"budget": {"kind": "seconds", "amount": 5}}, "plain": {}}
+    cells = cells_of(arms=arms, settings={"budget.amount": 120}, overrides={"budget.amount": 130})
+    budgets = [(cell.recipe.budget.kind, cell.recipe.budget.amount) for cell in cells.values()]
+    assert budgets == [("seconds", 5), ("tokens", 130)]

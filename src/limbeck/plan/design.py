@@ -27,7 +27,7 @@ from limbeck.plan.quantities import amount, is_amount
 from limbeck.plan.study_price import ArmPrice, StudyPrice, price_study
 from limbeck.plan.teachers import find
 from limbeck.spec.base import nearest, parse
-from limbeck.spec.load import apply_overrides, load_recipe, read_yaml
+from limbeck.spec.load import apply_layers, load_recipe, read_yaml
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.student import LadderStudent, Olmo3Student, Student
 from limbeck.spec.study import TEACHER_ARM, Study
@@ -306,7 +306,7 @@ def _price(study: Mapping[str, Any], base: _Base, *, flops_per_second: float, un
     checked = parse(Study, study, source="design")
     taught_by = {arm: changes[TEACHER_ARM] for arm, changes in checked.arms.items() if TEACHER_ARM in changes}
     recipes = {
-        arm: parse(Recipe, apply_overrides(base.values, checked.overrides_of(arm, output="out")), source=f"design, arm {arm}")
+        arm: parse(Recipe, apply_layers(base.values, checked.layers_of(arm, output="out")), source=f"design, arm {arm}")
         for arm in checked.arms
     }
     return price_study(recipes, taught_by=taught_by, configs={}, flops_per_second=flops_per_second, unique_tokens=unique_tokens)

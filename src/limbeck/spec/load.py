@@ -4,7 +4,7 @@ A name without a suffix is looked for among the recipes and studies shipped in t
 recipe may name members: recipes that differ from it by their overrides alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -19,10 +19,17 @@ from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import Study
 
 
-def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe of that name or file, with dotted-path overrides applied."""
-    values = read_yaml(name_or_path, folder="recipes")
-    return parse(Recipe, apply_overrides(values, overrides or {}), source=name_or_path)
+def load_recipe(name_or_path: str, *layers: Mapping[str, Any] | None) -> Recipe:
+    """The recipe of that name or file, with layers of dotted-path overrides applied one after another."""
+    values = apply_layers(read_yaml(name_or_path, folder="recipes"), [layer for layer in layers if layer is not None])
+    return parse(Recipe, values, source=name_or_path)
+
+
+def apply_layers(values: Mapping[str, Any], layers: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """`apply_overrides`, one layer after another: what a later one sets stands, whatever lies above or below it."""
+    for layer in layers:
+        values = apply_overrides(values, layer)
+    return values
 
 
 def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:

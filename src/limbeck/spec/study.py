@@ -145,15 +145,16 @@ class Study(Spec):
             raise ValueError(f"arms.{name}: {error}") from None
         return Arm(changes=values, teacher=teacher, axes=own, seeds=tuple(seeds) if seeds is not None else None)
 
-    def overrides_of(self, name: str, changes: Mapping[str, Any] | None = None, *, output: str) -> dict[str, Any]:
-        """What sets an arm's recipe apart, where runs lie under `output`; `changes` are those of axes and seed, which win."""
+    def layers_of(self, name: str, changes: Mapping[str, Any] | None = None, *, output: str) -> list[dict[str, Any]]:
+        """All that sets an arm's recipe apart, where runs lie under `output`: the arm's overrides, then `changes`, those of axes
+        and seed. To be applied one after another, so that the later wins whatever the depth of its paths."""
         arm = self.arm(name)
-        own = {**arm.changes, **(changes or {})}
-        teacher = own.pop(TEACHER_ARM, arm.teacher)
-        settings = {"name": name, "output": output, **own}
+        own = {"name": name, "output": output, **arm.changes}
+        last = dict(changes or {})
+        teacher = last.pop(TEACHER_ARM, arm.teacher)
         if teacher is not None:  # a whole new teacher: what the recipe says of its own means nothing to this one
-            settings["teacher"] = {"kind": "huggingface", "model": f"{output}/runs/{teacher}/student"}
-        return settings
+            own["teacher"] = {"kind": "huggingface", "model": f"{output}/runs/{teacher}/student"}
+        return [own, last]
 
     def control_of(self, arm: str) -> str | None:
         """The arm that `arm` is compared with, where the study names one. A control is its own."""

@@ -168,7 +168,7 @@ def _recipe(
     study: Study, arm: str, changes: Mapping[str, Any], *, what: str, output: str, overrides: Mapping[str, Any]
 ) -> Recipe:
     try:
-        return load_recipe(study.recipe, {**study.settings, **overrides, **study.overrides_of(arm, changes, output=output)})
+        return load_recipe(study.recipe, study.settings, overrides, *study.layers_of(arm, changes, output=output))
     except SpecError as error:
         raise SpecError(f"study {study.name}, {what}: {error}") from None
 
