@@ -146,8 +146,10 @@ class Study(Spec):
         return Arm(changes=values, teacher=teacher, axes=own, seeds=tuple(seeds) if seeds is not None else None)
 
     def layers_of(self, name: str, changes: Mapping[str, Any] | None = None, *, output: str) -> list[dict[str, Any]]:
-        """All that sets an arm's recipe apart, where runs lie under `output`: the arm's overrides, then `changes`, those of axes
-        and seed. To be applied one after another, so that the later wins whatever the depth of its paths."""
+        """All that sets an arm's recipe apart, where runs lie under `output`: its overrides, then `changes`, of axes and seed.
+
+        To be applied one after another, so that the later wins whatever the depth of its paths.
+        """
         arm = self.arm(name)
         own = {"name": name, "output": output, **arm.changes}
         last = dict(changes or {})
