@@ -7,7 +7,7 @@ import typer
 
 from limbeck.cli.arguments import Json, Overrides
 from limbeck.cli.output import emit, human, table
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, SpecError
 from limbeck.plan.study_price import ArmPrice
 from limbeck.progress import say
 from limbeck.runs import is_finished
@@ -52,11 +52,11 @@ def run(
         raise LimbeckError("--again makes finished runs anew: name them with --only")
     cells = open_cells(loaded, output=folder, overrides=settings)
     chosen = chosen_cells(cells, only or [])
-    predicted = _remaining(loaded, folder, settings, chosen=chosen if only else None)
     if dry_run:
+        predicted = _remaining(loaded, folder, settings, chosen=chosen if only else None)
         _show_plan(predicted, cells_finished=_finished(predicted), as_json=as_json)
         return
-    say(_total(predicted))
+    say(_price_line(loaded, folder, settings, chosen=chosen if only else None))
     result = run_study(loaded, output=folder, overrides=settings, only=only or [], again=again)
     values = result.as_json()
     emit(values, as_json=as_json, lines=_result_lines(result, values["cells"]))
@@ -73,16 +73,14 @@ def status(study: StudyName, overrides: Overrides = None, output: Output = None,
     loaded, settings, folder = _opened(study, overrides, output)
     cells = open_cells(loaded, output=folder, overrides=settings)
     found = status_of(loaded, cells, output=Path(folder))
-    remaining = _remaining(loaded, folder, settings, chosen=None)
     values = {
         "study": loaded.name,
         "folder": folder,
         "running": is_running(Path(folder)),
         "cells": [_status_values(each) for each in found.values()],
-        "to_run": [arm.arm for arm in remaining.price.arms],
-        "remaining": remaining.price.as_json(),
+        "to_run": [each.cell.name for each in found.values() if each.status != "finished"],
     }
-    emit(values, as_json=as_json, lines=[*_status_table(found), _total(remaining)])
+    emit(values, as_json=as_json, lines=[*_status_table(found), _price_line(loaded, folder, settings, chosen=None)])
 
 
 @app.command("list")
@@ -114,6 +112,14 @@ def _remaining(study: Study, folder: str, settings: dict[str, Any], *, chosen: s
     wanted = set(everything.cells) if chosen is None else chosen
     unfinished = {name for name in wanted if not is_finished(everything.cells[name].recipe.run_path)}
     return everything.restricted([name for wave in waves(recipes_of(everything.cells)) for name in wave if name in unfinished])
+
+
+def _price_line(study: Study, folder: str, settings: dict[str, Any], *, chosen: set[str] | None) -> str:
+    """What is left in one line. What the planner cannot tell (a tokenizer that is not here) keeps no study from running."""
+    try:
+        return _total(_remaining(study, folder, settings, chosen=chosen))
+    except SpecError as error:
+        return f"not priced: {error}"
 
 
 def _finished(predicted: "Predicted") -> list[str]:

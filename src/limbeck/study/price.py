@@ -3,14 +3,18 @@
 Controls whose budget is what their arm will have spent are priced at what the arm is predicted to spend.
 """
 
+import json
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from limbeck.plan.devices import find_device, sustained_flops_per_second
+from limbeck.plan.pretrained import student_vocab_size
 from limbeck.plan.study_price import ArmPrice, StudyPrice, price_study
 from limbeck.report.cells import Prediction
 from limbeck.spec.budget import Budget, Seconds
+from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import Study
 from limbeck.study.controls import with_controls
 from limbeck.study.expand import Cells, recipes_of, teacher_cells
@@ -92,11 +96,24 @@ def _spending(prediction: Prediction) -> dict[str, Any] | None:
 
 
 def _priced(cells: Cells, *, speed: float, without_stores: Container[str]) -> StudyPrice:
-    recipes = recipes_of(cells)
+    recipes = {name: _sized(recipe) for name, recipe in recipes_of(cells).items()}
     taught_by = teacher_cells(recipes)
     configs = {name: known_config(recipe.teacher) for name, recipe in recipes.items() if name not in taught_by}
     found = price_study(recipes, taught_by=taught_by, configs=configs, flops_per_second=speed, without_stores=without_stores)
     return replace(found, arms=tuple(_by_the_clock(arm, recipes[arm.arm].budget, speed=speed) for arm in found.arms))
+
+
+def _sized(recipe: Recipe) -> Recipe:
+    """With the vocabulary of a tokenizer that lies in a folder here, where nothing else says how large the student's is."""
+    student, tokenizer = recipe.student, recipe.data.tokenizer
+    if student_vocab_size(student) is not None or tokenizer is None:
+        return recipe
+    try:
+        values = json.loads((Path(tokenizer) / "tokenizer.json").read_text(encoding="utf-8"))
+        ids = [*values["model"]["vocab"].values(), *(token["id"] for token in values.get("added_tokens", []))]
+        return recipe.model_copy(update={"student": student.with_vocab_size(max(ids) + 1)})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of another kind, or not here
+        return recipe
 
 
 def _by_the_clock(arm: ArmPrice, budget: Budget, *, speed: float) -> ArmPrice:

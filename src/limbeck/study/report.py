@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from limbeck.errors import SpecError
 from limbeck.eval_results import EvalResult, read_results
 from limbeck.report import cells as shown
 from limbeck.report.study_page import write_study_report
@@ -22,8 +23,7 @@ def write_report_of(study: Study, cells: Cells, *, output: Path) -> Path:
 
 def view_of(study: Study, cells: Cells, *, output: Path) -> shown.StudyView:
     """All that the report shows."""
-    predicted = predict(study, cells)
-    prices = predicted.by_cell
+    prices = _prices(study, cells)
     stores = sorted({cell.recipe.store_path for cell in cells.values() if cell.recipe.uses_store})
     there = [path for path in stores if is_published(path)]  # a finished study's stores may have been removed
     return shown.StudyView(
@@ -38,6 +38,14 @@ def view_of(study: Study, cells: Cells, *, output: Path) -> shown.StudyView:
         teacher_share=study.teacher_share,
         tolerance=study.tolerance,
     )
+
+
+def _prices(study: Study, cells: Cells) -> Mapping[str, shown.Prediction]:
+    """What the planner said; empty where it lacks a size, as of a tokenizer that is not here."""
+    try:
+        return predict(study, cells).by_cell
+    except SpecError:
+        return {}
 
 
 def _shown(study: Study, each: CellStatus, predicted: shown.Prediction | None) -> shown.Cell:
