@@ -2,14 +2,24 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from limbeck.spec.base import Spec
+
+OWN_KEYS = {
+    "time": "minutes",
+    "partition": "partition",
+    "cpus-per-task": "cpus",
+    "gpus-per-node": "gpus",
+    "gpus": "gpus",
+    "mem": "memory_gib",
+}
+RELIED_ON = {"array", "chdir", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output"}
 
 
 class Local(Spec):
     """On this machine. One job runs in the study's own process; several are processes of their own, each with its share of
-    the cores, or a GPU where there are any."""
+    the cores, or a GPU where there are any. Sums over other numbers of cores may differ in their last bits."""
 
     kind: Literal["local"] = "local"
     jobs: PositiveInt | Literal["auto"] = 1
@@ -28,7 +38,7 @@ class Slurm(Spec):
 
     kind: Literal["slurm"] = "slurm"
     minutes: PositiveInt
-    """After which Slurm ends a job. The same command continues it."""
+    """After which Slurm ends a job. Shortly before, it stops after a step, and is submitted again to go on from there."""
     partition: str | None = None
     cpus: PositiveInt = 1
     gpus: int = Field(0, ge=0)
@@ -36,8 +46,20 @@ class Slurm(Spec):
     memory_gib: PositiveInt | None = None
     jobs: PositiveInt = 16
     """Cells that wait or run at once."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Further `sbatch` settings, as `{account: …, qos: …}`."""
+    settings: dict[str, str | int | Literal[True]] = Field(default_factory=dict)
+    """Further options of `sbatch`, by their long names, as `{account: …, qos: …, exclusive: true}`."""
+
+    @field_validator("settings")
+    @classmethod
+    def _not_ours(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Options with a key of their own, and those on which a study relies, are not set twice."""
+        for name in settings:
+            option = name.replace("_", "-")
+            if option in OWN_KEYS:
+                raise ValueError(f"settings.{name} is set by launch.{OWN_KEYS[option]}")
+            if option in RELIED_ON:
+                raise ValueError(f"settings.{name} cannot be set: a study relies on its own")
+        return settings
 
 
 Launch = Annotated[Local | Torchrun | Slurm, Field(discriminator="kind")]
