@@ -1,8 +1,9 @@
 """Where the cells of a study run: here, one or several at a time, under `torchrun`, or as Slurm jobs."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator
 
 from limbeck.spec.base import Spec
 
@@ -46,20 +47,27 @@ class Slurm(Spec):
     memory_gib: PositiveInt | None = None
     jobs: PositiveInt = 16
     """Cells that wait or run at once."""
-    settings: dict[str, str | int | Literal[True]] = Field(default_factory=dict)
+    settings: dict[str, str | int | bool] = Field(default_factory=dict)
     """Further options of `sbatch`, by their long names, as `{account: …, qos: …, exclusive: true}`."""
 
     @field_validator("settings")
     @classmethod
     def _not_ours(cls, settings: dict[str, Any]) -> dict[str, Any]:
         """Options with a key of their own, and those on which a study relies, are not set twice."""
-        for name in settings:
+        for name, value in settings.items():
             option = name.replace("_", "-")
             if option in OWN_KEYS:
                 raise ValueError(f"settings.{name} is set by launch.{OWN_KEYS[option]}")
+            if value is False:
+                raise ValueError(f"settings.{name}=false: sbatch has no such thing as an option that is off; leave it out")
             if option in RELIED_ON:
                 raise ValueError(f"settings.{name} cannot be set: a study relies on its own")
         return settings
 
 
-Launch = Annotated[Local | Torchrun | Slurm, Field(discriminator="kind")]
+def _here(launch: Any) -> Any:
+    """Without a `kind` it is this machine: `launch.jobs=2` says enough."""
+    return {"kind": "local", **launch} if isinstance(launch, Mapping) and "kind" not in launch else launch
+
+
+Launch = Annotated[Local | Torchrun | Slurm, Field(discriminator="kind"), BeforeValidator(_here)]

@@ -238,6 +238,6 @@ def _quietly(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def _reason(error: Exception) -> str:
-    """The last line that begins as Slurm's errors do, or the first of all."""
+    """What Slurm says in it, or its first line."""
     said = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines() if line.startswith("sbatch: error: ")]
-    return said[-1] if said else first_line(error)
+    return "; ".join(said) or first_line(error)
