@@ -21,7 +21,7 @@ from limbeck.study import launch, tasks
 from limbeck.study.tasks import Task
 from limbeck.train.interrupt import Interrupted, finish_the_step
 
-LIMIT = 120
+LIMIT = 300
 """Seconds after which what does not happen is a failure, also on a busy machine."""
 
 

@@ -141,8 +141,7 @@ def test_a_study_that_is_killed_takes_its_processes_along_and_keeps_its_lock_unt
     study.kill()
     study.communicate(timeout=LIMIT)
     endings = [tmp_path / "tasks" / f"{name}-train.ending.json" for name in ("one", "two")]
-    while is_locked(tmp_path):
-        time.sleep(0.001)
+    wait_for(lambda: not is_locked(tmp_path))
     assert all(ending.is_file() for ending in endings)
     assert all(line.endswith("ended") for name in ("one", "two") for line in steps_of(tmp_path, name))
     again = start_study(tmp_path, Local(jobs=2), [task("one"), task("two")])

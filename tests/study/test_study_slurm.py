@@ -259,7 +259,7 @@ def test_a_study_on_slurm(recipe_file: Path) -> None:
     study.kill()
     study.wait()
     numbers = {file.stem: file.read_text("utf-8") for file in out.glob("tasks/*.job")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=5 * LIMIT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * LIMIT, check=False)
     assert done.returncode == 0, done.stderr
     for task, number in numbers.items():
         assert f"{task.removesuffix('-train')}: found again, job {number}" in done.stderr
