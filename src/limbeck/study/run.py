@@ -6,6 +6,7 @@ others go on.
 """
 
 import fcntl
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -163,6 +164,7 @@ def only_one(output: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LimbeckError(f"{output} is being run by another process: wait for it, or choose another folder") from None
+        os.set_inheritable(file.fileno(), True)  # what the study started holds the lock too, should the study be killed
         yield
 
 

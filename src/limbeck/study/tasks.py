@@ -3,23 +3,31 @@
 A task is a YAML file, so that any launcher can start it: on this machine, under `torchrun`, on a node of a cluster.
 """
 
+import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import yaml
 from pydantic import Field
 
-from limbeck.errors import DivergedError, LimbeckError
+from limbeck.errors import DivergedError, LimbeckError, first_line
 from limbeck.paths import write_atomically
+from limbeck.progress import is_first_process, say
 from limbeck.spec.base import Spec, parse
 from limbeck.spec.evals import Eval
 from limbeck.spec.recipe import Recipe
+from limbeck.train.interrupt import Interrupted
 
 DIVERGED = 3
 """Exit code of a task whose student diverged."""
+WITH_STUDY = "--with-study"
+"""After the task's file: stop when stdin ends, which the study that started this process holds open."""
 
 
 class Task(Spec):
@@ -50,12 +58,11 @@ def perform(task: Task) -> None:
             from limbeck.train.train import train
 
             path = train(first)
-            if task.evals:
+            if task.evals and is_first_process():
                 from limbeck.evals.of_runs import evaluate_run
 
                 evaluate_run(path, task.evals)
         case "stores":
-            from limbeck.progress import say
             from limbeck.signals.places import info_at
             from limbeck.study.stores import describe_store, write_recipe_stores
 
@@ -65,20 +72,19 @@ def perform(task: Task) -> None:
             from limbeck.evals.of_runs import evaluate_teacher
 
             assert task.folder is not None
-            evaluate_teacher(first, task.evals, folder=Path(task.folder))
+            if is_first_process():
+                evaluate_teacher(first, task.evals, folder=Path(task.folder))
 
 
 def attempt(task: Task) -> Outcome:
-    """Do a task here; what a user can mend becomes its outcome."""
+    """Do a task here; what a user can mend becomes its outcome. `Interrupted` where it was asked to stop, and did."""
     try:
         perform(task)
+    except Interrupted:
+        raise
     except DivergedError as error:
         return Outcome("diverged", str(error))
     except LimbeckError as error:
-        from limbeck.train.interrupt import Interrupted
-
-        if isinstance(error, Interrupted):
-            raise
         return Outcome("failed", str(error))
     return Outcome("finished")
 
@@ -91,19 +97,70 @@ def write_task(task: Task, folder: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Ending:
+    """What a process says of how its task ended, where it had time to say it.
+
+    Exit codes do not tell: `torchrun` and Slurm have their own, and a study that was killed cannot ask for them.
+    """
+
+    outcome: Outcome
+    stopped: bool = False
+    """Asked to stop it did, without losing anything: the same task goes on from there."""
+
+
+def ending_path(path: Path) -> Path:
+    """Where the process that does the task in a file leaves its ending."""
+    return path.with_suffix(".ending.json")
+
+
+def read_ending(path: Path) -> Ending | None:
+    """The ending of the task in a file; None where there is none."""
+    ending = ending_path(path)
+    if ending.name not in os.listdir(path.parent):  # network file systems look again for a list, not always for a name
+        return None
+    values = json.loads(ending.read_text(encoding="utf-8"))
+    return Ending(Outcome(**values["outcome"]), values["stopped"])
+
+
+def _write_ending(path: Path, ending: Ending) -> None:
+    """Of several processes, the one that fails first knows why; that all is well is for the first to say."""
+    if ending_path(path).exists() or (ending.outcome.status == "finished" and not is_first_process()):
+        return
+    write_atomically(ending_path(path), json.dumps(asdict(ending), ensure_ascii=False))
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Do the task in a file. An error that a user can mend is the last line on stderr."""
-    (path,) = arguments
-    task = parse(Task, yaml.safe_load(Path(path).read_text(encoding="utf-8")), source=path)
+    """Do the task in a file. How it ended is written beside the file; an error is also the last line on stderr."""
+    path, options = Path(arguments[0]), arguments[1:]
+    if is_first_process():
+        ending_path(path).unlink(missing_ok=True)
+    if WITH_STUDY in options:
+        _stop_with_the_study()
     try:
-        perform(task)
-    except DivergedError as error:
-        print(f"limbeck: {error}", file=sys.stderr)
-        return DIVERGED
-    except LimbeckError as error:
-        print(f"limbeck: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        task = parse(Task, yaml.safe_load(path.read_text(encoding="utf-8")), source=str(path))
+        outcome, stopped = attempt(task), False
+    except Interrupted as error:
+        outcome, stopped = Outcome("failed", str(error)), True
+    except Exception as error:
+        _write_ending(path, Ending(Outcome("failed", f"{type(error).__name__}: {first_line(error)}")))
+        raise
+    _write_ending(path, Ending(outcome, stopped))
+    if outcome.error:
+        print(f"limbeck: {outcome.error}", file=sys.stderr)
+    if stopped:
+        return Interrupted.exit_code
+    return {"finished": 0, "diverged": DIVERGED, "failed": LimbeckError.exit_code}[outcome.status]
+
+
+def _stop_with_the_study() -> None:
+    """SIGTERM to this process when stdin ends: the study, which holds the other end and never writes, is no more."""
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":
