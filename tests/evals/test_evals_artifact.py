@@ -1,4 +1,4 @@
-"""A student as an artifact, as an evaluation: the bytes of the file that is written, the bits per byte that are measured of it."""
+"""The evaluation of a student as an artifact says what `limbeck artifact write` and `limbeck artifact eval` say of it."""
 
 import json
 from pathlib import Path

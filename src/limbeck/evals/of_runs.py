@@ -32,7 +32,10 @@ def evaluate_run(path: Path, evals: Mapping[str, Eval]) -> dict[str, EvalResult]
 
 
 def evaluate_teacher(recipe: Recipe, evals: Mapping[str, Eval], *, folder: Path) -> dict[str, EvalResult]:
-    """Measure a recipe's teacher on its held-out texts, and keep the results in `folder`; artifacts are made of students alone."""
+    """Measure a recipe's teacher on its held-out texts, and keep the results in `folder`.
+
+    Of artifacts there is nothing: they are made of students alone.
+    """
     assert recipe.teacher is not None
     evals = {name: spec for name, spec in evals.items() if not isinstance(spec, Artifact)}
     if not evals:

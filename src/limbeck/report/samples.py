@@ -1,7 +1,7 @@
 """What models wrote, from the details of `generation` and `gsm` evaluations, with the part that repeats marked.
 
 details["samples"] = [{"prompt": …, "text": …, "outcome": …, "loop": LOOP or None}, …]
-details["problems"] = the same with "question" for "prompt", and "gold", "answer_strict", "answer_flexible": numbers as text or None
+details["problems"] = the same with "question" for "prompt", and "gold", "answer_strict", "answer_flexible": numbers or None
 LOOP = {"period", "start" (in tokens), "repeats", "text" (what repeats), "start_character", "stop_character" (of `text`)}
 """
 
