@@ -48,7 +48,9 @@ def run(values: dict[str, Any], recipe_file: Path, teacher_folder: Path) -> Path
     path = Path(values["output"]) / "runs" / "tiny"
     hf.save(student, spec=spec, folder=path / "student", max_positions=32, tokenizer_folder=teacher_folder)
     (path / "recipe.yaml").write_bytes(recipe_file.read_bytes())
-    (path / "summary.json").write_text("{}", encoding="utf-8")
+    for name in ("environment.json", "summary.json"):
+        (path / name).write_text("{}", encoding="utf-8")
+    (path / "metrics.jsonl").touch()
     return path
 
 
