@@ -25,7 +25,7 @@ from limbeck.report.from_runs import arm_names, view_of_runs
 from limbeck.report.html import render_html
 from limbeck.report.markdown import render_markdown
 from limbeck.report.samples import samples
-from limbeck.report.study_page import write_study_report
+from limbeck.report.study_page import study_blocks, write_study_report
 from limbeck.runs import Costs
 
 EVIL = '<script>alert("x")</script>&\'</style>\u202eابجد|`*'
@@ -202,6 +202,20 @@ def test_samples_with_loops_come_first_and_half_told_loops_are_not_marked(make_r
         ("ce (ce)", None),
         ("ce (ce): stopped", None),
     ]
+
+
+def test_word_problems_are_shown_with_what_was_answered_and_what_is_right(make_run):
+    wrong = {"question": "1 + 1?", "text": " 3 or 4", "gold": "2", "answer_strict": None, "answer_flexible": "4"}
+    solved = {**wrong, "text": " The answer is 2.", "answer_strict": "2", "outcome": "stopped_correct", "loop": None}
+    silent = {**wrong, "answer_flexible": None, "outcome": "truncated_loop", "loop": {"start_character": 0}}
+    evals = {"sums": result("gsm", {}, details={"problems": [wrong, solved, silent]})}
+    found = study(cell("ce", make_run(), evals=evals))
+    assert [(sample.title, sample.prompt) for sample in samples("sums", arms_of(found), {})] == [
+        ("ce (ce): truncated_loop, no number, right is 2", "1 + 1?\n"),
+        ("ce (ce), last number 4, right is 2", "1 + 1?\n"),
+        ("ce (ce): stopped_correct, answers 2, right is 2", "1 + 1?\n"),
+    ]
+    assert "The answer is 2." in render_html(study_blocks(found), title="t")
 
 
 def test_reliability_reads_bins_that_hold_positions():

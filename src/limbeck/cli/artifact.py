@@ -37,7 +37,7 @@ def write(
 
     KEY=VALUE are the format's, e.g. matrix_bits=5.
     """
-    form = parse(ArtifactFormat, {**_rounding_of(run), **parse_overrides(overrides or [])}, source="artifact")
+    form = parse(ArtifactFormat, {**rounding_of(run), **parse_overrides(overrides or [])}, source="artifact")
     from limbeck.students import hf
     from limbeck.students.artifact import write_artifact
 
@@ -90,7 +90,7 @@ def evaluate(
     emit(values, as_json=as_json, lines=[f"{key}: {value}" for key, value in shown.items()])
 
 
-def _rounding_of(run: Path) -> dict[str, Any]:
+def rounding_of(run: Path) -> dict[str, Any]:
     """What a run was trained to be rounded to, if it was; the format's own defaults otherwise."""
     if not (run / "recipe.yaml").is_file():
         return {}

@@ -5,10 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from limbeck.cli.artifact import rounding_of
 from limbeck.cli.eval_target import is_run, model_of, recipe_of, texts_of
+from limbeck.cli.latency_shapes import is_recipe, latency_settings
 from limbeck.cli.output import emit, table
 from limbeck.eval_results import FOLDER, EvalResult, Metric
-from limbeck.spec.load import load_evals, parse_overrides
+from limbeck.spec.load import load_evals, load_recipe, parse_overrides
 
 
 def show_kinds(
@@ -23,13 +25,18 @@ def show_kinds(
     as_json: bool,
 ) -> None:
     """Measure what is not there yet, or all of it `again`; keep it in the run's folder or `output`, and print the tables."""
+    if is_recipe(target):
+        _show_untrained(target, overrides=overrides, output=output, again=again, as_json=as_json)
+        return
     settings = parse_overrides(overrides)
     folder = model_of(target)
     chosen = recipe_of(target, recipe)
     if chosen is not None and not chosen.evaluation.kl_to_teacher and "calibration" in kinds:
         settings = {"calibration.to_teacher": False, **settings}  # such as a teacher that cannot be loaded here
+    if "artifact" in kinds:
+        settings = {**{f"artifact.{key}": value for key, value in rounding_of(Path(target)).items()}, **settings}
     evals = load_evals(kinds, settings)
-    kept = output or (Path(target) if is_run(target) else Path(FOLDER) / Path(target).name)
+    kept = output or default_folder(target)
     from limbeck.evals.run import run_evals
     from limbeck.evals.subject import open_model
 
@@ -41,9 +48,28 @@ def show_kinds(
         sequence_length=chosen.data.sequence_length if chosen is not None else None,
         dtype="float32" if is_run(target) else "auto",  # rounding a student's float32 weights would change what it says
     )
-    results = run_evals(model, evals, folder=kept, again=again)
-    values = {"model": target, "folder": str(kept), "evals": {name: asdict(result) for name, result in results.items()}}
-    lines = [line for name, result in results.items() for line in _lines(name, result, folder=kept)]
+    _show(target, run_evals(model, evals, folder=kept, again=again), folder=kept, as_json=as_json)
+
+
+def default_folder(target: str) -> Path:
+    """Where results are kept unless it is said: in a run, or under the name of anything else."""
+    path = Path(target)
+    return path if is_run(target) else Path(FOLDER) / (path.stem if path.is_file() else path.name)
+
+
+def _show_untrained(target: str, *, overrides: list[str], output: Path | None, again: bool, as_json: bool) -> None:
+    """The latency of a recipe's student."""
+    recipe, spec, kept = load_recipe(target), latency_settings(overrides), output or default_folder(target)
+    from limbeck.evals.run import run_evals
+    from limbeck.evals.untrained import open_untrained
+
+    model = open_untrained(recipe, device=recipe.device)
+    _show(target, run_evals(model, {spec.kind: spec}, folder=kept, again=again), folder=kept, as_json=as_json)
+
+
+def _show(target: str, results: Mapping[str, EvalResult], *, folder: Path, as_json: bool) -> None:
+    values = {"model": target, "folder": str(folder), "evals": {name: asdict(result) for name, result in results.items()}}
+    lines = [line for name, result in results.items() for line in _lines(name, result, folder=folder)]
     emit(values, as_json=as_json, lines=lines[:-1])
 
 

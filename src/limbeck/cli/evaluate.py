@@ -1,4 +1,7 @@
-"""`limbeck eval RUN|FOLDER|HUB_ID`: bits per byte, what else there is with --eval, several side by side with --by-position."""
+"""`limbeck eval RUN|FOLDER|HUB_ID`: bits per byte, what else there is with --eval, several side by side with --by-position.
+
+Of a recipe, which has no trained student yet, the latency alone: as it is, or in shapes of equal size (--layers).
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +10,9 @@ import typer
 
 from limbeck.cli.arguments import Json
 from limbeck.cli.by_position import labels, output_folder, show_by_position
-from limbeck.cli.eval_kinds import show_kinds
+from limbeck.cli.eval_kinds import default_folder, show_kinds
 from limbeck.cli.eval_target import is_run, model_of, recipe_of, require_texts
+from limbeck.cli.latency_shapes import require_latency, show_shapes
 from limbeck.cli.output import emit
 from limbeck.errors import SpecError
 from limbeck.spec.base import parse
@@ -21,9 +25,9 @@ def evaluate_model(
     targets: Annotated[
         list[str],
         typer.Argument(
-            help="A run folder, a model folder or a hub id; several with --by-position. Then settings of what --eval names, "
-            "e.g. calibration.bins=15.",
-            metavar="RUN|FOLDER|HUB_ID [KEY=VALUE]...",
+            help="A run folder, a model folder or a hub id; several with --by-position; a recipe with --eval latency. Then "
+            "settings of what --eval names, e.g. calibration.bins=15.",
+            metavar="RUN|FOLDER|HUB_ID|RECIPE [KEY=VALUE]...",
         ),
     ],
     kinds: Annotated[
@@ -43,6 +47,14 @@ def evaluate_model(
             help="Nats per token by position in the document, over its first --window tokens, as table and figure.",
         ),
     ] = False,
+    layers: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--layers",
+            min=1,
+            help="With --eval latency of a recipe: its student with so many layers and the same number of parameters; repeat.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -59,7 +71,11 @@ def evaluate_model(
     overrides = [each for each in targets[1:] if _is_setting(each)]
     models = [each for each in targets if each not in overrides]
     _require_alone(models, overrides, kinds=kinds, by_position=by_position, again=again, window=window, overlap=overlap)
-    if kinds:
+    require_latency(models[0], kinds, layers=layers)
+    if layers:
+        folder = output or default_folder(models[0])
+        show_shapes(models[0], layers, overrides=overrides, output=folder, as_json=as_json)
+    elif kinds:
         show_kinds(
             models[0],
             list(dict.fromkeys(kinds)),

@@ -34,7 +34,8 @@ def measure(model: EvalModel, spec: Artifact) -> tuple[dict[str, Metric], dict[s
         path = Path(folder) / "artifact"
         size = write_artifact(student, student_spec, path, form=spec)
         rounded, _, _ = read_artifact(path)
-    before_N2, after_N2 = (_documents(model, each) for each in (student, rounded))
+    before_N2 = _documents(model, student, title=model.name)
+    after_N2 = _documents(model, rounded, title=f"rounded {model.name}")
     change = paired_difference(after_N2, before_N2)
     documents = len(after_N2)
     metrics = {
@@ -46,10 +47,10 @@ def measure(model: EvalModel, spec: Artifact) -> tuple[dict[str, Metric], dict[s
     return metrics, {"limit_bytes": LIMIT_BYTES, "code": size.code, "code_bytes": size.code_bytes}
 
 
-def _documents(model: EvalModel, student: Decoder) -> np.ndarray:
+def _documents(model: EvalModel, student: Decoder, *, title: str) -> np.ndarray:
     """documents_N2, float64: (bytes, bits) of every held-out document."""
     store = prepare_texts(model.require_heldout("artifact"), model.tokenizer, title="held-out")
     device = model.reader.device
     reader = StudentReader(student.to(device).eval(), device=device, dtype=torch.float32)
-    found = evaluate(reader, store, context=Context(window=model.window(None), overlap=0), title=f"rounded {model.name}")
+    found = evaluate(reader, store, context=Context(window=model.window(None), overlap=0), title=title)
     return np.array(list(zip(found.bytes_by_document, found.bits_by_document, strict=True)), dtype=np.float64)

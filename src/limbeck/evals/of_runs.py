@@ -10,6 +10,7 @@ from limbeck.evals.run import run_evals
 from limbeck.evals.subject import EvalModel, open_model
 from limbeck.runs import open_run, student_folder
 from limbeck.spec.evals import Eval
+from limbeck.spec.evals.artifact import Artifact
 from limbeck.spec.recipe import Recipe
 from limbeck.teachers.files import locate
 from limbeck.teachers.huggingface import load_teacher
@@ -31,8 +32,14 @@ def evaluate_run(path: Path, evals: Mapping[str, Eval]) -> dict[str, EvalResult]
 
 
 def evaluate_teacher(recipe: Recipe, evals: Mapping[str, Eval], *, folder: Path) -> dict[str, EvalResult]:
-    """Measure a recipe's teacher on its held-out texts, and keep the results in `folder`."""
+    """Measure a recipe's teacher on its held-out texts, and keep the results in `folder`.
+
+    Of artifacts there is nothing: they are made of students alone.
+    """
     assert recipe.teacher is not None
+    evals = {name: spec for name, spec in evals.items() if not isinstance(spec, Artifact)}
+    if not evals:
+        return {}
     files = locate(recipe.teacher)
     tokenizer = load_tokenizer(files.model, revision=files.hub_revision, trust_remote_code=files.trust_remote_code)
     reader = load_teacher(recipe.teacher, device=pick_device(recipe.device))

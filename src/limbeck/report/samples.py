@@ -1,6 +1,7 @@
-"""What models wrote, from the details of `generation` evaluations, with the part that repeats marked.
+"""What models wrote, from the details of `generation` and `gsm` evaluations, with the part that repeats marked.
 
 details["samples"] = [{"prompt": …, "text": …, "outcome": …, "loop": LOOP or None}, …]
+details["problems"] = the same with "question" for "prompt", and "gold", "answer_strict", "answer_flexible": numbers or None
 LOOP = {"period", "start" (in tokens), "repeats", "text" (what repeats), "start_character", "stop_character" (of `text`)}
 """
 
@@ -30,21 +31,31 @@ def _first_members(name: str, arms: Arms) -> list[tuple[Arm, Member]]:
 
 
 def _chosen(result: EvalResult) -> list[Mapping[str, Any]]:
-    given = result.details.get("samples")
+    given = result.details.get("samples", result.details.get("problems"))
     all_samples = [sample for sample in given if isinstance(sample, Mapping)] if isinstance(given, list) else []
     return sorted(all_samples, key=lambda sample: not sample.get("loop"))[:MOST]
 
 
 def _sample(owner: str, sample: Mapping[str, Any]) -> Sample:
-    text, loop, outcome = str(sample.get("text", "")), sample.get("loop"), sample.get("outcome")
-    title = f"{owner}: {outcome}" if outcome else owner
+    text, loop = str(sample.get("text", "")), sample.get("loop")
+    title = ", ".join([f"{owner}: {outcome}" if (outcome := sample.get("outcome")) else owner, *_answers(sample)])
+    prompt = str(sample.get("prompt", "")) if "question" not in sample else f"{sample['question']}\n"
     if not isinstance(loop, Mapping):
-        return Sample(title, str(sample.get("prompt", "")), text, None)
+        return Sample(title, prompt, text, None)
     note = (
         f"Loop: {formats.pairs(loop.get('period'))} tokens over and over from token {formats.pairs(loop.get('start'))}, "
         f"{formats.significant(finite(loop.get('repeats')), 3)} times “{formats.short(str(loop.get('text', '')), 200)}”."
     )
-    return Sample(title, str(sample.get("prompt", "")), text, _span(loop, len(text)), note)
+    return Sample(title, prompt, text, _span(loop, len(text)), note)
+
+
+def _answers(sample: Mapping[str, Any]) -> list[str]:
+    """Of a word problem: what was said and what is right."""
+    if "gold" not in sample:
+        return []
+    strict, flexible = sample.get("answer_strict"), sample.get("answer_flexible")
+    last = f"last number {flexible}" if flexible is not None else "no number"
+    return [f"answers {strict}" if strict is not None else last, f"right is {sample['gold']}"]
 
 
 def _span(loop: Mapping[str, Any], length: int) -> tuple[int, int] | None:

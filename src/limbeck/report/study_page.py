@@ -38,7 +38,8 @@ from limbeck.report.tables import arms_table, cells_table, comparison_table, cos
 from limbeck.runs import Run
 
 CALIBRATION = "calibration"
-GENERATION = "generation"
+WRITTEN = ("generation", "gsm")
+"""Kinds that keep what models wrote."""
 _MOST_RECIPES = 24
 
 
@@ -216,7 +217,7 @@ def _calibration(view: StudyView, arms: Arms) -> list[Block]:
 
 
 def _generation(view: StudyView, arms: Arms) -> list[Block]:
-    names = eval_names(arms, view.teachers, kinds=(GENERATION,))
+    names = eval_names(arms, view.teachers, kinds=WRITTEN)
     shown = [sample for name in names for sample in samples(name, arms, view.teachers)]
     if not shown:
         return []
