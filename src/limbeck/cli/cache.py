@@ -100,17 +100,7 @@ def fidelity(
     against = SignalStore.open(reference) if reference is not None else None
     with _showing(f"measuring {store}") as show:
         found = measure(opened, reference=against, progress=show)
-    dominant = found.dominant
-    values = {
-        "path": store,
-        "reference": reference,
-        "positions": found.positions,
-        "entropy_nats": found.entropy_nats,
-        "sources": [{**dataclasses.asdict(source), "nature": source.nature} for source in found.sources],
-        "total_nats": found.total_nats,
-        "dominant": dominant.name if dominant is not None else None,
-        "gradient_noise": found.gradient_noise,
-    }
+    values = {"path": store, "reference": reference, **found.as_json()}
     emit(values, as_json=as_json, lines=_fidelity_lines(found))
 
 

@@ -35,8 +35,8 @@ Shapes: T positions, K ids of a row, V vocabulary.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -98,6 +98,17 @@ class Fidelity:
         """The greatest line; None where all are zero."""
         greatest = max(self.sources, key=lambda source: source.nats or 0.0)
         return greatest if greatest.nats else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For scripts and reports."""
+        return {
+            "positions": self.positions,
+            "entropy_nats": self.entropy_nats,
+            "sources": [{**asdict(source), "nature": source.nature} for source in self.sources],
+            "total_nats": self.total_nats,
+            "dominant": self.dominant.name if self.dominant is not None else None,
+            "gradient_noise": self.gradient_noise,
+        }
 
 
 def fidelity(

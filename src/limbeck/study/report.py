@@ -1,7 +1,9 @@
 """From a study's folder to its report: what was run, what it was compared with, what was predicted and what was measured."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,6 +16,7 @@ from limbeck.spec.study import Study
 from limbeck.study.expand import Cell, Cells
 from limbeck.study.price import predict
 from limbeck.study.status import CellStatus, status_of
+from limbeck.study.tasks import FIDELITY
 
 
 def write_report_of(study: Study, cells: Cells, *, output: Path) -> Path:
@@ -31,7 +34,7 @@ def view_of(study: Study, cells: Cells, *, output: Path) -> shown.StudyView:
         question=study.question,
         cells=[_shown(study, each, prices.get(name)) for name, each in status_of(study, cells, output=output).items()],
         stores=[info_at(path) for path in there],
-        fidelity={},
+        fidelity=_fidelity(output),
         teachers=_teachers(output),
         source=yaml.safe_dump(study.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True),
         command=f"limbeck study run {study.name}.yaml -o {output}",
@@ -73,6 +76,12 @@ def _compared_with(study: Study, cell: Cell) -> str | None:
         return None
     values = cell.variant.removeprefix(cell.arm)
     return f"{other}{values}" if other in study.arms else other
+
+
+def _fidelity(output: Path) -> Mapping[str, Mapping[str, Any]]:
+    """By store, as it was measured when the store was written."""
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((output / FIDELITY).glob("*.json")))
+    return {values["path"]: values for values in found}
 
 
 def _teachers(output: Path) -> Mapping[str, Mapping[str, EvalResult]]:

@@ -28,7 +28,7 @@ from limbeck.study.expand import Cells, expand, recipes_of, teacher_cells, waves
 from limbeck.study.launch import run_tasks, slots_of
 from limbeck.study.outcomes import forget_outcome, keep_outcome, read_outcomes
 from limbeck.study.report import write_report_of
-from limbeck.study.tasks import Outcome, Task
+from limbeck.study.tasks import FIDELITY, Outcome, Task
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,9 @@ def _write_stores(study: Study, recipes: Sequence[Recipe], *, output: Path) -> s
         lacking = [recipe for recipe in lacking if recipe not in together]
         readers = list({recipe.store_path: recipe for recipe in together}.values())
         assert first.teacher is not None
-        task = Task(verb="stores", name=f"stores-of-{first.teacher.slug}", recipes=tuple(readers))
+        task = Task(
+            verb="stores", name=f"stores-of-{first.teacher.slug}", recipes=tuple(readers), folder=str(output / FIDELITY)
+        )
         outcome = _do(study, [task], output=output)[task.name]
         if outcome.status != "finished":
             lost |= {recipe.store_path for recipe in readers}

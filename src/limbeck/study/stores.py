@@ -5,6 +5,7 @@ them died write the shard in hand first. A store whose path is a URL is written 
 it is complete; so processes on several machines need a cache that they share (`LIMBECK_CACHE`).
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 
 from limbeck.compute import pick_device
 from limbeck.errors import SpecError
-from limbeck.paths import is_remote
+from limbeck.paths import is_remote, write_atomically
 from limbeck.signals.manifest import discard
 from limbeck.signals.merge import Merged
 from limbeck.signals.remote import is_published_as, outgoing_folder, publish
@@ -111,6 +112,21 @@ def finish_the_shard() -> Iterator[Callable[[], None]]:
 
 def _reads_none(recipe: Recipe) -> SpecError:
     return SpecError(f"{recipe.name}: no signal store is read (objective.kind={recipe.objective.kind}, or signal.live)")
+
+
+def keep_fidelity(place: str, folder: Path) -> None:
+    """Write what stands between a store and its teacher (`limbeck cache fidelity`), for the report; of hard labels nothing does,
+    and a store at a URL is not read again for it."""
+    from limbeck.signals.fidelity import fidelity
+    from limbeck.signals.store import SignalStore
+
+    if is_remote(place):
+        return
+    store = SignalStore.open(place)
+    if store.signal.kind != "hard":
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {"path": place, **fidelity(store).as_json()}
+        write_atomically(folder / f"{Path(place).name}.json", json.dumps(values, indent=1, allow_nan=False))
 
 
 def describe_store(facts: Mapping[str, Any]) -> str:

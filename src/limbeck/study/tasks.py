@@ -24,6 +24,8 @@ from limbeck.spec.evals import Eval
 from limbeck.spec.recipe import Recipe
 from limbeck.train.interrupt import Interrupted
 
+FIDELITY = "fidelity"
+"""The folder, in a study's, of what stands between teachers and their stores."""
 DIVERGED = 3
 """Exit code of a task whose student diverged."""
 WITH_STUDY = "--with-study"
@@ -39,7 +41,7 @@ class Task(Spec):
     recipes: tuple[Recipe, ...] = Field(min_length=1)
     evals: dict[str, Eval] = Field(default_factory=dict)
     folder: str | None = None
-    """Where a teacher's evaluations are kept."""
+    """Where a teacher's evaluations, or what is known of stores' fidelity, are kept."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ def perform(task: Task) -> None:
                 evaluate_run(path, task.evals)
         case "stores":
             from limbeck.signals.places import info_at
-            from limbeck.study.stores import describe_store, write_recipe_stores
+            from limbeck.study.stores import describe_store, keep_fidelity, write_recipe_stores
 
             for place in write_recipe_stores(task.recipes):
                 say(describe_store(info_at(place)))
+                if task.folder is not None and is_first_process():
+                    keep_fidelity(place, Path(task.folder))
         case "teacher":
             from limbeck.evals.of_runs import evaluate_teacher
 
