@@ -115,8 +115,10 @@ def _reads_none(recipe: Recipe) -> SpecError:
 
 
 def keep_fidelity(place: str, folder: Path) -> None:
-    """Write what stands between a store and its teacher (`limbeck cache fidelity`), for the report; of hard labels nothing does,
-    and a store at a URL is not read again for it."""
+    """Write what stands between a store and its teacher (`limbeck cache fidelity`), for the report.
+
+    Hard labels hold no distribution, and a store at a URL is not read again for it.
+    """
     from limbeck.signals.fidelity import fidelity
     from limbeck.signals.store import SignalStore
 
