@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer of the quickstart's training texts, as a Hugging Face folder.
+"""A small byte-level BPE tokenizer of a recipe's training texts, by default the quickstart's, as a Hugging Face folder.
 
 With a vocabulary of a few thousand a small student's parameters are in its body, where architectures and optimizers differ.
 
@@ -21,9 +21,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--size", type=int, default=4096, help="ids, the one special token among them")
+    parser.add_argument("--recipe", default="quickstart", help="whose training texts it is made of")
     arguments = parser.parse_args()
     backend = ByteLevelBPETokenizer()
-    texts = (document.text for document in read_documents(load_recipe("quickstart").data.train))
+    texts = (document.text for document in read_documents(load_recipe(arguments.recipe).data.train))
     backend.train_from_iterator(texts, vocab_size=arguments.size, special_tokens=[END], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer, eos_token=END, bos_token=END)
     tokenizer.save_pretrained(arguments.folder)
