@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from limbeck.data.token_store import TokenStore, prepare_texts
 from limbeck.data.tokenizers import load_tokenizer
-from limbeck.drawing import render
+from limbeck.drawing import render_both
 from limbeck.errors import LimbeckError, TeacherError
 from limbeck.evals import quantisation as table_module
 from limbeck.evals.quantisation import Table, compare, whole_text_ends
@@ -339,8 +339,8 @@ def test_only_the_last_piece_of_a_text_ends_it(texts_folder: Path, teacher_folde
 def test_the_figure_has_a_line_for_every_scheme(spec_of: Callable[..., HuggingFaceTeacher], heldout: TokenStore) -> None:
     table = found(spec_of, heldout, "int8-g32", "int4-g32", ends=frozenset())
     draw, size = forest(table)
-    picture = render(draw, size=size, format="svg").decode("utf-8")
-    assert picture == render(draw, size=size, format="svg").decode("utf-8")
+    picture = render_both(draw, size=size)[1].decode("utf-8")
+    assert picture == render_both(draw, size=size)[1].decode("utf-8")
     from matplotlib.figure import Figure
 
     figure = Figure()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from limbeck.drawing import render
+from limbeck.drawing import render_both
 from limbeck.report.reliability import reliability_diagrams
 
 
@@ -36,7 +36,7 @@ def test_a_panel_for_each_model(models: int) -> None:
     for axes in histograms:
         bars = [(bar.get_x(), bar.get_height()) for bar in axes.patches]
         assert bars == [pytest.approx(each) for each in ((0, 0.6), (0.25, 0), (0.5, 0.3), (0.75, 0.1))]
-    assert render(draw, size=size).startswith(b"\x89PNG")
+    assert render_both(draw, size=size)[0].startswith(b"\x89PNG")
 
 
 def test_models_without_the_comparison_are_left_out() -> None:

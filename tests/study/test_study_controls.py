@@ -8,9 +8,9 @@ from limbeck.errors import SpecError
 from limbeck.spec.base import parse
 from limbeck.spec.objective import needs_teacher
 from limbeck.spec.study import Study
-from limbeck.study.controls import with_controls, with_named_controls
+from limbeck.study.controls import compared_with, decisions, with_controls, with_named_controls
 from limbeck.study.expand import Cells, essence, expand
-from limbeck.study.run import check_controls
+from limbeck.study.run import check_controls, check_stores
 
 
 def study_of(**values: Any) -> Study:
@@ -138,3 +138,52 @@ def test_named_controls_are_paired_by_seed_and_by_shared_axes() -> None:
         for seed in (0, 1):
             assert set(cells[f"kd-lr{lr}-seed{seed}"].controls.values()) == {f"ce-lr{lr}-seed{seed}"}
             assert cells[f"ce-lr{lr}-seed{seed}"].controls == {}
+
+
+def test_seeds_that_are_an_axis_have_controls_of_their_own() -> None:
+    cells = cells_of(study_of(axes={"seed": [1, 2]}, equal=["tokens"]))
+    for seed in (1, 2):
+        control = cells[cells[f"student-seed{seed}"].controls["tokens"]]
+        assert control.recipe.seed == seed
+    assert len({cells[f"student-seed{seed}"].controls["tokens"] for seed in (1, 2)}) == 2
+
+
+def test_what_was_decided_stands_whoever_finishes_first_and_whatever_a_second_run_took() -> None:
+    study = study_of(axes={"signal.draws": [12, 50]}, equal=["seconds"])
+    cells = with_controls(study, expand(study, output="out", overrides={}), spent={})
+    first = with_controls(study, cells, spent={"student-draws50": costs(seconds=101)})
+    decided = decisions(first)
+    both = {"student-draws12": costs(seconds=100), "student-draws50": costs(seconds=101)}
+    later = with_controls(study, cells, spent=both, decided=decided)
+    assert {cell.controls["seconds"] for cell in later.values() if cell.taught} == {"control-seconds-student-draws50"}
+    again = with_controls(study, cells, spent={**both, "student-draws50": costs(seconds=102)}, decided=decided)
+    assert again["control-seconds-student-draws50"].recipe.budget.amount == 101
+    slower = with_controls(study, cells, spent={**both, "student-draws50": costs(seconds=150)}, decided=decided)
+    control = slower[slower["student-draws50"].controls["seconds"]]
+    assert (control.recipe.budget.amount, control.name) == (150, "control-seconds-student-draws50-2")
+
+
+def test_a_named_control_that_is_not_one_cell_is_refused() -> None:
+    few = {"kd": {}, "ce": {"objective.kind": "ce", "seeds": [0]}}
+    with pytest.raises(SpecError, match="kd-seed1: its control is the arm ce, but no cell of it has the same seed"):
+        cells_of(study_of(arms=few, control="ce", seeds=[0, 1]))
+    many = {"kd": {}, "ce": {"objective.kind": "ce", "axes": {"optimizer.lr": [1e-3, 2e-3]}}}
+    with pytest.raises(SpecError, match="kd: its control is the arm ce, but 2 of its cells have the same seed"):
+        cells_of(study_of(arms=many, control="ce"))
+
+
+def test_an_arm_is_compared_with_a_variant_that_is_there() -> None:
+    arms = {"kd": {"axes": {"signal.draws": [12, 50]}}, "plain": {"objective.kind": "hard", "signal": {"kind": "hard"}}}
+    study = study_of(arms=arms, compare={"kd": "plain"}, equal=[])
+    cells = cells_of(study)
+    assert {compared_with(study, cell, cells) for cell in cells.values() if cell.arm == "kd"} == {"plain"}
+    with pytest.raises(SpecError, match="kd-draws12 is to be compared with nobody"):
+        check_controls(study_of(arms=arms, compare={"kd": "nobody"}, equal=[]), cells)
+
+
+def test_cells_that_read_other_rows_do_not_share_a_store() -> None:
+    cells = cells_of(study_of(axes={"data.train.sample_tokens": [50_000, 100_000]}, equal=[]))
+    with pytest.raises(SpecError, match="student-sample_tokens50000 and student-sample_tokens100000 read other rows"):
+        check_stores(cells)
+    axis = {str(n): {"data.train.sample_tokens": n, "store": f"out/stores/{n}"} for n in (50_000, 100_000)}
+    check_stores(cells_of(study_of(axes={"texts": axis}, equal=[])))

@@ -130,3 +130,16 @@ def test_a_whole_part_that_an_arm_sets_is_not_changed_by_a_key_of_the_settings()
     cells = cells_of(arms=arms, settings={"budget.amount": 120}, overrides={"budget.amount": 130})
     budgets = [(cell.recipe.budget.kind, cell.recipe.budget.amount) for cell in cells.values()]
     assert budgets == [("seconds", 5), ("tokens", 130)]
+
+
+def test_a_cell_of_one_seed_is_found_by_its_name_with_and_without_it() -> None:
+    arms = {"ce": {"objective.kind": "ce"}, "self": {"teacher.arm": "ce-seed0"}}
+    for seeds in ([0], [0, 1]):
+        cells = cells_of(arms=arms, seeds=seeds)
+        taught = cells["self" if len(seeds) == 1 else "self-seed1"].recipe.teacher
+        assert isinstance(taught, HuggingFaceTeacher)
+        assert taught.model == f"out/runs/{'ce' if len(seeds) == 1 else 'ce-seed0'}/student"
+
+
+def test_a_name_that_yaml_reads_otherwise_is_told() -> None:
+    assert "put it in quotes" in refusal(axes={True: [1, 2]})

@@ -113,7 +113,7 @@ def test_a_cell_can_be_run_alone_and_again(
     run(only=["student-k8-seed1"], again=True)
     assert trained == ["student-k8-seed1"]
     assert amount(finished, "student-k8-seed1", "bits_per_byte") == before
-    assert open_run(output / "runs" / "student-k8-seed1.before-1").summary is not None
+    assert open_run(output / "put-aside" / "student-k8-seed1-1").summary is not None
     shutil.rmtree(output / "runs")
     run(only=["student-k8"])
     assert trained[1:] == ["student-k8-seed0", "student-k8-seed1"]

@@ -168,6 +168,9 @@ def labelled(axes: Any) -> Any:
     """Axes with a label for each value: of a dotted path with a list, the path's last part and the value."""
     if not isinstance(axes, Mapping):
         raise ValueError("axes maps a dotted path to a list of values, or a name to a mapping from labels to overrides")
+    wrong = next((name for name in axes if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise ValueError(f"axes has the name {wrong!r}, which YAML does not read as text: put it in quotes")
     return {name: _labelled_values(name, values) for name, values in axes.items()}
 
 

@@ -62,7 +62,8 @@ def expand(study: Study, *, output: str, overrides: Mapping[str, Any]) -> Cells:
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SpecError(f"two cells are named {repeated}: name arms or values of axes otherwise")
-    cells = {place.name: _cell(study, place, known=set(names), output=output, overrides=overrides) for place in places}
+    known = {name: place.name for place in places for name in (place.name, place.full_name)}
+    cells = {place.name: _cell(study, place, known=known, output=output, overrides=overrides) for place in places}
     waves(recipes_of(cells))
     _refuse_twins(cells)
     return cells
@@ -85,7 +86,12 @@ class _Place:
 
     @property
     def name(self) -> str:
-        return f"{self.variant}-seed{self.seed}" if self.one_of_several else self.variant
+        return self.full_name if self.one_of_several else self.variant
+
+    @property
+    def full_name(self) -> str:
+        """With the seed, whether or not there are others."""
+        return f"{self.variant}-seed{self.seed}" if self.seed is not None else self.variant
 
 
 def _places(study: Study, arm: str, axes: Mapping[str, Axis]) -> Iterator[_Place]:
@@ -126,7 +132,7 @@ def _axes_of(study: Study, name: str, *, output: str, overrides: Mapping[str, An
     return found
 
 
-def _cell(study: Study, place: _Place, *, known: set[str], output: str, overrides: Mapping[str, Any]) -> Cell:
+def _cell(study: Study, place: _Place, *, known: Mapping[str, str], output: str, overrides: Mapping[str, Any]) -> Cell:
     arm = study.arm(place.arm)
     changes = {key: value for _, each in place.values.values() for key, value in each.items()}
     settled: dict[str, Any] = {"name": place.name} | ({"seed": place.seed} if place.seed is not None else {})
@@ -154,12 +160,12 @@ def _number(label: str, *, otherwise: Any) -> Any:
         return otherwise
 
 
-def _teacher_cell(teacher: str, place: _Place, *, known: set[str]) -> str:
+def _teacher_cell(teacher: str, place: _Place, *, known: Mapping[str, str]) -> str:
     """The cell that an arm's `teacher.arm` means: the one of that name, or of that name and the same seed."""
     for name in (teacher, f"{teacher}-seed{place.seed}"):
         if name in known:
-            return name
-    several = [name for name in known if name.startswith(f"{teacher}-")]
+            return known[name]
+    several = [name for name in set(known.values()) if name.startswith(f"{teacher}-")]
     hint = f"; name one of its cells ({', '.join(sorted(several))})" if several else ""
     raise SpecError(f"arms.{place.arm}: {TEACHER_ARM}={teacher} is not one of the arms{hint}")
 

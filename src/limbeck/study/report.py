@@ -9,14 +9,27 @@ import yaml
 
 from limbeck.errors import SpecError
 from limbeck.eval_results import EvalResult, read_results
+from limbeck.paths import write_atomically
 from limbeck.report import cells as shown
 from limbeck.report.study_page import write_study_report
 from limbeck.signals.places import info_at, is_published
 from limbeck.spec.study import Study
-from limbeck.study.expand import Cell, Cells
+from limbeck.study.controls import compared_with
+from limbeck.study.expand import Cells
 from limbeck.study.price import predict
 from limbeck.study.status import CellStatus, status_of
 from limbeck.study.tasks import FIDELITY
+
+STUDY_FILE = "study.yaml"
+"""The study as it was run, with what the command line changed: in its folder, so that it can be run again."""
+
+
+def keep_study(study: Study, *, output: Path, overrides: Mapping[str, Any]) -> None:
+    """Write the study into its folder."""
+    values = study.model_dump(mode="json", exclude_unset=True)
+    if overrides:
+        values["settings"] = {**values.get("settings", {}), **overrides}
+    write_atomically(output / STUDY_FILE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def write_report_of(study: Study, cells: Cells, *, output: Path) -> Path:
@@ -32,12 +45,12 @@ def view_of(study: Study, cells: Cells, *, output: Path) -> shown.StudyView:
     return shown.StudyView(
         name=study.name,
         question=study.question,
-        cells=[_shown(study, each, prices.get(name)) for name, each in status_of(study, cells, output=output).items()],
+        cells=[_shown(study, each, prices.get(name), cells) for name, each in status_of(study, cells, output=output).items()],
         stores=[info_at(path) for path in there],
         fidelity=_fidelity(output),
         teachers=_teachers(output),
-        source=yaml.safe_dump(study.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True),
-        command=f"limbeck study run {study.name}.yaml -o {output}",
+        source=(output / STUDY_FILE).read_text(encoding="utf-8") if (output / STUDY_FILE).is_file() else "",
+        command=f"limbeck study run {output / STUDY_FILE} -o {output}",
         teacher_share=study.teacher_share,
         tolerance=study.tolerance,
     )
@@ -51,7 +64,7 @@ def _prices(study: Study, cells: Cells) -> Mapping[str, shown.Prediction]:
         return {}
 
 
-def _shown(study: Study, each: CellStatus, predicted: shown.Prediction | None) -> shown.Cell:
+def _shown(study: Study, each: CellStatus, predicted: shown.Prediction | None, cells: Cells) -> shown.Cell:
     cell = each.cell
     return shown.Cell(
         name=cell.name,
@@ -62,20 +75,11 @@ def _shown(study: Study, each: CellStatus, predicted: shown.Prediction | None) -
         status=each.status,
         note=each.note,
         controls=dict(cell.controls),
-        compared_with=_compared_with(study, cell),
+        compared_with=compared_with(study, cell, cells),
         evals=read_results(Path(cell.recipe.run_path)),
         predicted=predicted,
         base=cell.arm,
     )
-
-
-def _compared_with(study: Study, cell: Cell) -> str | None:
-    """The variant that the study compares this one with: of an arm, the one with the same values on the same axes."""
-    other = study.compare.get(cell.variant) or study.compare.get(cell.arm)
-    if other is None:
-        return None
-    values = cell.variant.removeprefix(cell.arm)
-    return f"{other}{values}" if other in study.arms else other
 
 
 def _fidelity(output: Path) -> Mapping[str, Mapping[str, Any]]:

@@ -6,6 +6,7 @@ others go on.
 """
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,19 +16,22 @@ from typing import Any
 
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.eval_results import read_results
+from limbeck.paths import write_atomically
 from limbeck.plan.memory import training_memory_bytes
 from limbeck.plan.pretrained import student_vocab_size
 from limbeck.progress import say
 from limbeck.runs import Costs, is_finished, open_run, require_recipe
 from limbeck.signals.places import is_published
 from limbeck.spec.base import nearest
+from limbeck.spec.evals import Eval
+from limbeck.spec.evals.artifact import Artifact
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import Study
-from limbeck.study.controls import Spent, with_controls, with_named_controls
+from limbeck.study.controls import Decided, Spent, compared_with, decisions, with_controls, with_named_controls
 from limbeck.study.expand import Cells, expand, recipes_of, teacher_cells, waves
 from limbeck.study.launch import run_tasks, slots_of
 from limbeck.study.outcomes import forget_outcome, keep_outcome, read_outcomes
-from limbeck.study.report import write_report_of
+from limbeck.study.report import keep_study, write_report_of
 from limbeck.study.tasks import FIDELITY, Outcome, Task
 
 
@@ -65,8 +69,10 @@ def open_cells(study: Study, *, output: str, overrides: Mapping[str, Any]) -> Ce
     cells = with_named_controls(study, expand(study, output=output, overrides=overrides))
     check_controls(study, cells)
     check_teachers(cells)
-    cells = with_controls(study, cells, spent={})
-    cells = with_controls(study, cells, spent=spent_of(cells))
+    check_stores(cells)
+    decided = read_decisions(Path(output))
+    cells = with_controls(study, cells, spent={}, decided=decided)
+    cells = with_controls(study, cells, spent=spent_of(cells), decided=decided)
     for cell in cells.values():
         if Path(cell.recipe.run_path, "recipe.yaml").is_file():
             require_recipe(cell.recipe.run_path, cell.recipe)
@@ -83,19 +89,43 @@ def run_study(
     """
     cells = open_cells(study, output=output, overrides=overrides)
     chosen = chosen_cells(cells, only)
+    slots = slots_of(study.launch, memory_bytes=max(_memory(cell.recipe) for cell in cells.values()))
+    teachers: dict[str, Outcome] = {}
     with only_one(Path(output)):
+        keep_study(study, output=Path(output), overrides=overrides)
         if again:
-            _put_aside(cells, chosen)
+            _put_aside(cells, chosen, output=Path(output))
             cells = open_cells(study, output=output, overrides=overrides)
-        left_out = _run(study, cells, chosen=chosen, output=Path(output), retry=bool(only))
+        keep_decisions(cells, Path(output))
+        left_out = _run(study, cells, chosen=chosen, output=Path(output), retry=bool(only), slots=slots)
         if not only:
-            before, cells = set(cells), with_controls(study, cells, spent=spent_of(cells))
-            _run(study, cells, chosen=set(cells) - before, output=Path(output), retry=False)
-            _measure_teachers(study, cells, output=Path(output))
+            before = set(cells)
+            cells = with_controls(study, cells, spent=spent_of(cells), decided=read_decisions(Path(output)))
+            keep_decisions(cells, Path(output))
+            _run(study, cells, chosen=set(cells) - before, output=Path(output), retry=False, slots=slots)
+            teachers = _measure_teachers(study, cells, output=Path(output), slots=slots)
     runs = {name: Path(cell.recipe.run_path) for name, cell in cells.items()}
     stores = sorted({cell.recipe.store_path for cell in cells.values() if cell.recipe.uses_store})
     page = write_report_of(study, cells, output=Path(output))
-    return StudyResult(runs, tuple(stores), page, read_outcomes(Path(output)), left_out)
+    failed = {name: outcome for name, outcome in read_outcomes(Path(output)).items() if name in cells}
+    return StudyResult(runs, tuple(stores), page, failed | teachers, left_out)
+
+
+DECISIONS = "controls.json"
+
+
+def read_decisions(output: Path) -> Decided:
+    """Which controls a study has decided on; empty before its first run."""
+    path = output / DECISIONS
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise LimbeckError(f"{path} is damaged ({error}): remove it, controls are then decided on anew") from error
+
+
+def keep_decisions(cells: Cells, output: Path) -> None:
+    """Remember them."""
+    write_atomically(output / DECISIONS, json.dumps({**read_decisions(output), **decisions(cells)}, indent=1))
 
 
 def chosen_cells(cells: Cells, only: Sequence[str]) -> set[str]:
@@ -129,10 +159,27 @@ def check_controls(study: Study, cells: Cells) -> None:
                 raise SpecError(f"control={name} learns from a teacher itself: name an arm with objective.kind=ce")
             if cell.taught:
                 _check_budgets(cell.name, cell.recipe, name, cells[name].recipe)
-    for arm, other in study.compare.items():
-        for name in (arm, other):
-            if not any(name in (cell.arm, cell.variant) for cell in cells.values()):
-                raise SpecError(f"compare.{arm}={other}: {name} is not one of the arms")
+    for arm in study.compare:
+        if not any(arm in (cell.arm, cell.variant) for cell in cells.values()):
+            raise SpecError(f"compare.{arm}: {arm} is not one of the arms")
+    for cell in cells.values():
+        compared_with(study, cell, cells)
+
+
+def check_stores(cells: Cells) -> None:
+    """`SpecError` where cells would write one store from other teachers, texts or signals; what is there is checked later."""
+    written: dict[str, tuple[str, Any]] = {}
+    for name, cell in cells.items():
+        recipe = cell.recipe
+        if not recipe.uses_store or is_published(recipe.store_path):
+            continue
+        asked = (recipe.teacher, recipe.signal, recipe.data.train, recipe.data.tokenizer)
+        first, other = written.setdefault(recipe.store_path, (name, asked))
+        if other != asked:
+            raise SpecError(
+                f"{first} and {name} read other rows (of another teacher, text, window or signal) from one store, "
+                f"{recipe.store_path}: set store to another place for one of them, in its arm or axis"
+            )
 
 
 def _check_budgets(name: str, recipe: Recipe, control: str, other: Recipe) -> None:
@@ -168,19 +215,20 @@ def only_one(output: Path) -> Iterator[None]:
         yield
 
 
-def _put_aside(cells: Cells, chosen: set[str]) -> None:
-    """Rename the runs of cells that are to be made again."""
+def _put_aside(cells: Cells, chosen: set[str], *, output: Path) -> None:
+    """Move the runs of cells that are to be made again out of the way, to where no fit or report takes them for others."""
     for name in chosen:
         path = Path(cells[name].recipe.run_path)
         if path.is_dir():
             number = 1
-            while (aside := path.with_name(f"{path.name}.before-{number}")).exists():
+            while (aside := output / "put-aside" / f"{path.name}-{number}").exists():
                 number += 1
+            aside.parent.mkdir(exist_ok=True)
             path.rename(aside)
             say(f"{name}: what was there is now {aside}")
 
 
-def _run(study: Study, cells: Cells, *, chosen: set[str], output: Path, retry: bool) -> tuple[str, ...]:
+def _run(study: Study, cells: Cells, *, chosen: set[str], output: Path, retry: bool, slots: int) -> tuple[str, ...]:
     """Train what is unfinished among the chosen, teachers first; the cells that were left out. `retry`: also what diverged."""
     left_out: list[str] = []
     recipes = recipes_of(cells)
@@ -193,13 +241,13 @@ def _run(study: Study, cells: Cells, *, chosen: set[str], output: Path, retry: b
         for name in (name for name in wanted if name not in ready):
             left_out.append(name)
             say(f"{name}: left out, because {taught_by[name]}, its teacher, has no finished student; the others go on")
-        lacking = _write_stores(study, [recipes[name] for name in ready], output=output)
+        lacking = _write_stores(study, [recipes[name] for name in ready], output=output, slots=slots)
         tasks = [
             Task(verb="train", name=name, recipes=(recipes[name],), evals=study.evals)
             for name in ready
             if recipes[name].store_path not in lacking or not recipes[name].uses_store
         ]
-        _do(study, tasks, output=output)
+        _do(study, tasks, output=output, slots=slots)
     return tuple(left_out)
 
 
@@ -208,7 +256,7 @@ def _has_teacher(name: str, taught_by: Mapping[str, str], recipes: Mapping[str, 
     return teacher is None or is_finished(recipes[teacher].run_path)
 
 
-def _do(study: Study, tasks: Sequence[Task], *, output: Path) -> dict[str, Outcome]:
+def _do(study: Study, tasks: Sequence[Task], *, output: Path, slots: int) -> dict[str, Outcome]:
     if not tasks:
         return {}
 
@@ -221,7 +269,6 @@ def _do(study: Study, tasks: Sequence[Task], *, output: Path) -> dict[str, Outco
 
     for task in tasks:
         forget_outcome(output, task.name)
-    slots = slots_of(study.launch, memory_bytes=max(_memory(task.recipes[0]) for task in tasks))
     return run_tasks(tasks, launch=study.launch, folder=output / "tasks", slots=min(slots, len(tasks)), report=report)
 
 
@@ -235,11 +282,15 @@ def _is_done(study: Study, recipe: Recipe) -> bool:
         return False
     if not study.evals:
         return True
-    there = read_results(Path(recipe.run_path))
-    return all(name in there and there[name].spec == spec.model_dump(mode="json") for name, spec in study.evals.items())
+    return _has_results(Path(recipe.run_path), study.evals)
 
 
-def _write_stores(study: Study, recipes: Sequence[Recipe], *, output: Path) -> set[str]:
+def _has_results(folder: Path, evals: Mapping[str, Eval]) -> bool:
+    there = read_results(folder)
+    return all(name in there and there[name].spec == spec.model_dump(mode="json") for name, spec in evals.items())
+
+
+def _write_stores(study: Study, recipes: Sequence[Recipe], *, output: Path, slots: int) -> set[str]:
     """Write the stores that are missing, those of one teacher and one set of texts in one pass; those that could not be."""
     lacking = [recipe for recipe in recipes if recipe.uses_store and not is_published(recipe.store_path)]
     lost: set[str] = set()
@@ -252,7 +303,8 @@ def _write_stores(study: Study, recipes: Sequence[Recipe], *, output: Path) -> s
         task = Task(
             verb="stores", name=f"stores-of-{first.teacher.slug}", recipes=tuple(readers), folder=str(output / FIDELITY)
         )
-        outcome = _do(study, [task], output=output)[task.name]
+        outcome = _do(study, [task], output=output, slots=slots)[task.name]
+        forget_outcome(output, task.name)  # it is the cells' now
         if outcome.status != "finished":
             lost |= {recipe.store_path for recipe in readers}
             for recipe in together:
@@ -260,22 +312,29 @@ def _write_stores(study: Study, recipes: Sequence[Recipe], *, output: Path) -> s
     return lost
 
 
-def _measure_teachers(study: Study, cells: Cells, *, output: Path) -> None:
-    """Every teacher that is not a cell itself, as its students are measured."""
+def _measure_teachers(study: Study, cells: Cells, *, output: Path, slots: int) -> dict[str, Outcome]:
+    """Every teacher that is not a cell itself, as its students are measured; those that could not be.
+
+    What is for students alone (an artifact) is not asked of them.
+    """
     if not study.evals:
-        return
+        return {}
     recipes = recipes_of(cells)
     of_cells = teacher_cells(recipes)
-    outside = {
-        cell.recipe.teacher.slug: cell.recipe
-        for cell in cells.values()
-        if cell.taught and cell.name not in of_cells and cell.recipe.teacher is not None
-    }
-    tasks = [
-        Task(verb="teacher", name=slug, recipes=(recipe,), evals=study.evals, folder=str(output / "teachers" / slug))
-        for slug, recipe in outside.items()
-    ]
-    _do(study, tasks, output=output)
+    taught = [cell.recipe for cell in cells.values() if cell.taught and cell.name not in of_cells]
+    outside = list({repr(recipe.teacher): recipe for recipe in taught}.values())
+    slugs = [recipe.teacher.slug for recipe in outside if recipe.teacher is not None]
+    evals = {name: spec for name, spec in study.evals.items() if not isinstance(spec, Artifact)}
+    tasks = []
+    for place, (slug, recipe) in enumerate(zip(slugs, outside, strict=True)):
+        name = slug if slug not in slugs[:place] else f"{slug}-{slugs[:place].count(slug) + 1}"
+        folder = str(output / "teachers" / name)
+        tasks.append(Task(verb="teacher", name=f"teacher-{name}", recipes=(recipe,), evals=evals, folder=folder))
+    missing = [task for task in tasks if task.folder is not None and not _has_results(Path(task.folder), task.evals)]
+    found = _do(study, missing, output=output, slots=slots)
+    for name in found:
+        forget_outcome(output, name)
+    return {name: outcome for name, outcome in found.items() if outcome.status != "finished"}
 
 
 def costs_and_results(path: Path) -> dict[str, Any]:

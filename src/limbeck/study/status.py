@@ -54,7 +54,7 @@ def _status(cell: Cell, outcome: Outcome | None, *, running: bool) -> CellStatus
     path = Path(cell.recipe.run_path)
     run = open_run(path) if (path / "recipe.yaml").is_file() else None
     if is_finished(path):
-        return CellStatus(cell, run, "finished", 1.0)
+        return CellStatus(cell, run, "finished", 1.0, "" if outcome is None else f"not measured: {outcome.error}")
     last = run.records[-1] if run is not None and run.records else None
     done = fraction_of(cell.recipe.budget, last) if last is not None else 0.0
     if outcome is not None:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,6 +91,9 @@ def attempt(task: Task) -> Outcome:
         return Outcome("diverged", str(error))
     except LimbeckError as error:
         return Outcome("failed", str(error))
+    except Exception as error:  # memory that is full, an error in a custom loss: the other cells can be run all the same
+        traceback.print_exc()
+        return Outcome("failed", f"{type(error).__name__}: {first_line(error)} (traceback above)")
     return Outcome("finished")
 
 
