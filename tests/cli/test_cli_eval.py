@@ -53,7 +53,7 @@ def test_a_models_are_kept_where_it_is_said_or_under_its_name(
 
 def test_mistakes_are_one_line(limbeck: Command, trained: Path, teacher_folder: Path, tmp_path: Path) -> None:
     for arguments, code, reason in (
-        (("--eval", "calibratoin"), 2, "did you mean 'calibration'? (valid: bits_per_byte, calibration, copying"),
+        (("--eval", "calibratoin"), 2, "did you mean 'calibration'? (valid: artifact, bits_per_byte, calibration"),
         (("--eval", "calibration", "calibration.bin=3"), 2, "calibration: bin is not a key; did you mean 'bins'?"),
         (("--eval", "calibration", "calibration.bins=0"), 2, "calibration: bins=0: Input should be greater than 0"),
         (("--eval", "calibration", "copying.seed=0"), 2, "copying.seed sets nothing of what is evaluated"),
@@ -86,4 +86,4 @@ def test_a_recipe_that_asks_for_no_teacher_gets_none(limbeck: Command, recipe_fi
 
 def test_list_names_the_kinds(limbeck: Command) -> None:
     assert {"bits_per_byte", "calibration", "copying"} <= set(json.loads(limbeck("list", "--json").out)["kinds"]["eval"])
-    assert "eval.kind: bits_per_byte, calibration" in limbeck("list").out
+    assert "eval.kind: artifact, bits_per_byte, calibration" in limbeck("list").out

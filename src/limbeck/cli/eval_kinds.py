@@ -63,7 +63,7 @@ def _show_untrained(target: str, *, overrides: list[str], output: Path | None, a
     from limbeck.evals.run import run_evals
     from limbeck.evals.untrained import open_untrained
 
-    model = open_untrained(recipe, device=recipe.device)
+    model = open_untrained(recipe, dtype=recipe.precision, device=recipe.device)
     _show(target, run_evals(model, {spec.kind: spec}, folder=kept, again=again), folder=kept, as_json=as_json)
 
 

@@ -56,7 +56,7 @@ def show_shapes(target: str, layers: Sequence[int], *, overrides: list[str], out
     depths = sorted(set(layers))
     written = output / f"{FILE}.json"
     require_writable(written)
-    found = latency_by_shape(recipe, spec, layers=depths, device=recipe.device)
+    found = latency_by_shape(recipe, spec, layers=depths, dtype=recipe.precision, device=recipe.device)
     shapes = {name: {"metrics": _plain(metrics), "details": details} for name, (metrics, details) in found.items()}
     values = {
         "recipe": target,

@@ -35,7 +35,7 @@ def _panel(axes: Axes, layers: Sequence[int], timings: Sequence[Sequence[Mapping
         axes.plot(layers, medians, color=colour, marker=marker, markersize=5, linewidth=1.4, label=label.format(**of_depths[0]))
         axes.plot(layers, slow, color=colour, linestyle=":", linewidth=1.2)
     axes.plot([], [], color="black", linestyle=":", linewidth=1.2, label="90th percentile")
-    axes.set(xscale="log", yscale="log", xlabel="layers, at equal parameters")
+    axes.set(xscale="log", ylim=(0, None), xlabel="layers, at equal parameters")
     axes.set_xticks(layers, [str(each) for each in layers])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.legend()
