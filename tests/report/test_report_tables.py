@@ -102,7 +102,7 @@ def longer_run():
 def readings(make_run, control, arm):
     arms = two(make_run, control, arm)
     pair = (arms.by_cell["kl"], arms.by_cell["ce"])
-    return arms, lambda cost: equal_reading([pair], cost)
+    return arms, lambda cost: equal_reading([pair], cost, arms=arms)
 
 
 def test_equal_seconds_reads_the_longer_curve_at_the_shorter_ones_end(make_run):
