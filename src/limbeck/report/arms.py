@@ -82,9 +82,7 @@ class Member:
         """The six costs at the end, or at the last record of an unfinished run; empty where nothing has been trained."""
         return self.summary or (self.run.records[-1] if self.run is not None and self.run.records else {})
 
-    def curve(
-        self, cost: Cost, quantity: str = "bits_per_byte", event: str = "eval", *, teacher_share: float = 1.0
-    ) -> "Curve":
+    def curve(self, cost: Cost, quantity: str = "bits_per_byte", event: str = "eval", *, teacher_share: float = 1.0) -> "Curve":
         """The finite values of `quantity` against a cost, the final summary included, also of an unfinished run."""
         records = self.run.events(event) if self.run is not None else []
         if event == "eval" and self.summary and all(record["step"] < self.summary["step"] for record in records):

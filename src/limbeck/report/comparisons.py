@@ -178,12 +178,14 @@ def _spent(member: Member, basis: Basis, *, teacher_share: float) -> float:
     return float(member.summary["student_flops"]) + teacher_share * float(member.summary["teacher_flops"])
 
 
-def unequal_costs(pairs: Sequence[Pair], arms: Arms) -> dict[Basis, str]:
-    """What finished cells have spent over what the others have, on every basis; empty where they are equal on one."""
+def cost_words(pairs: Sequence[Pair], arms: Arms) -> str:
+    """On which bases finished cells have spent as much as the others; where on none, their ratios: `1.50× tokens, …`."""
     ratios = {basis: [_cost_ratio(pair, basis, arms) for pair in pairs] for basis in BASES}
-    if any(all(same(ratio, 1.0, tolerance=arms.tolerance) for ratio in each) for each in ratios.values()):
-        return {}
-    return {basis: _range(each) for basis, each in ratios.items()}
+    words = {basis: basis_words(basis, arms) for basis in BASES}
+    equal = [basis for basis in BASES if all(same(ratio, 1.0, tolerance=arms.tolerance) for ratio in ratios[basis])]
+    if equal:
+        return f"equal {'; '.join(words[basis] for basis in equal)}"
+    return f"unequal: {'; '.join(f'{_range(ratios[basis])} {words[basis]}' for basis in BASES)}"
 
 
 def _problem(member: Member, other: Member) -> str:

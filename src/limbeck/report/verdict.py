@@ -224,6 +224,6 @@ def _no_overlap(pair: Pair, cost: Cost, point: EqualReading, arms: Arms) -> str:
     late, early = (arm, control) if point.read_early == "arm" else (control, arm)
     first = float(late.curve(cost, teacher_share=arms.teacher_share).costs[0])
     return (
-        f"At equal {_equal_words(cost, arms)} nothing can be said: the curves do not overlap, since “{late.name}” is first measured at "
-        f"{cost_text(cost, first)} and “{early.name}” ends at {cost_text(cost, point.at)}."
+        f"At equal {_equal_words(cost, arms)} nothing can be said: the curves do not overlap, since “{late.name}” is first "
+        f"measured at {cost_text(cost, first)} and “{early.name}” ends at {cost_text(cost, point.at)}."
     )
