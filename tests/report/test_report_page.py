@@ -338,3 +338,13 @@ def test_of_many_arms_the_best_are_drawn_and_what_they_are_held_against(seeds, m
     assert names == ["ce", *(f"arm{number}" for number in range(11))]
     drawn_as = {(look.colour, look.marker, look.line) for look in looks(arms).values()}
     assert len(drawn_as) == 21
+
+
+def test_a_spreadsheet_runs_no_cell_as_a_formula(tmp_path):
+    texts = ["=1+1", "+cmd", "@SUM(A1)", "-cmd", "-0.5", "+0.5", "- a", "kl"]
+    records = tuple({"text": text, "number": -1.5, "=head": None} for text in texts)
+    write_files([Table(("text",), (("x",),), records=records)], title="t", folder=tmp_path)
+    header, *rows = csv.reader(io.StringIO((tmp_path / "tables" / "table.csv").read_text(encoding="utf-8")))
+    assert header == ["text", "number", "'=head"]
+    assert [row[0] for row in rows] == ["'=1+1", "'+cmd", "'@SUM(A1)", "'-cmd", "-0.5", "+0.5", "- a", "kl"]
+    assert {row[1] for row in rows} == {"-1.5"}

@@ -1,5 +1,6 @@
 """Every number in a table against hand arithmetic."""
 
+import dataclasses
 import statistics
 
 import pytest
@@ -8,7 +9,7 @@ from handmade import BITS, cell, result, shifted, study
 from limbeck.eval_results import EvalResult, Metric
 from limbeck.report.arms import arms_of
 from limbeck.report.cells import Prediction
-from limbeck.report.comparisons import comparisons, equal_reading
+from limbeck.report.comparisons import comparisons, equal_reading, outcome_at
 from limbeck.report.eval_tables import detail_tables, metric_difference_table, metric_table
 from limbeck.report.predicted import predicted_table
 from limbeck.report.setup import difference_table, environment_table, fidelity_table, store_table
@@ -102,7 +103,19 @@ def longer_run():
 def readings(make_run, control, arm):
     arms = two(make_run, control, arm)
     pair = (arms.by_cell["kl"], arms.by_cell["ce"])
-    return arms, lambda cost: equal_reading([pair], cost)
+    return arms, lambda cost: equal_reading([pair], cost, arms=arms)
+
+
+def test_a_reading_of_seeds_that_share_a_control_has_no_interval_and_no_outcome(seeds):
+    slow = Costs(step=10, tokens=1000, seconds=20.0, student_flops=1e12)
+    arm = seeds("kl", [2.0, 2.01, 2.02], objective="forward_kl", end=slow)
+    shared = [dataclasses.replace(each, controls={"tokens": "ce-1"}) for each in arm]
+    arms = arms_of(study(*seeds("ce", [2.3], end=END), *shared))
+    pairs = [(member, arms.by_cell["ce-1"]) for member in arms.named("kl").members]
+    point = equal_reading(pairs, "student_flops", arms=dataclasses.replace(arms, tolerance=0.6))
+    assert point.difference.value == pytest.approx(2.01 - 2.3)
+    assert (point.difference.low, point.difference.high, point.pairs) == (None, None, 3)
+    assert outcome_at(point, 0.001) == "unknown"
 
 
 def test_equal_seconds_reads_the_longer_curve_at_the_shorter_ones_end(make_run):
@@ -229,6 +242,75 @@ def test_metric_differences_are_paired_by_seed(measured):
     assert (record["arm"], record["against"], record["pairs"]) == ("kl", "ce", 3)
     assert record["difference"] == pytest.approx(-0.04)
     assert (record["low"], record["high"]) == pytest.approx((known.low, known.high))
+
+
+TIMES = [4.0, 5.0, 6.5]
+
+
+def latencies(seeds, *, end=None, **of_last):
+    """Three seeds of a control and an arm, of which the last was measured otherwise."""
+    found = []
+    for arm, controls in (("ce", ""), ("kl", "ce")):
+        own = {"end": end} if end is not None and arm == "kl" else {}
+        for each, value in zip(seeds(arm, [2.3, 2.4, 2.5], controls=controls, **own), TIMES, strict=True):
+            common = {
+                "spec": {"window": 128, "seed": 0},
+                "subject": {"weights": each.name, "teacher": {"model": "T"} if controls else None, "tokenizer": "a"},
+                "environment": {"device": "cpu", "processor": "P"},
+            }
+            made = dataclasses.replace(
+                result("latency", {"read_ms": 2 * value if controls else value, "loss": value}), **common
+            )
+            if each.name == "kl-3":
+                made = dataclasses.replace(made, **{key: {**common[key], **values} for key, values in of_last.items()})
+            found.append(dataclasses.replace(each, evals={"latency": made}))
+    return arms_of(study(*found))
+
+
+def differences(arms):
+    table = metric_difference_table("latency", arms)
+    return cells(table, 0), {record["metric"]: record for record in table.records}
+
+
+def test_metrics_are_subtracted_where_the_same_was_asked_and_a_control_needs_no_teacher(seeds):
+    row, records = differences(latencies(seeds))
+    assert "left out" not in row
+    assert [records[key]["pairs"] for key in ("read_ms", "loss")] == [3, 3]
+    assert records["read_ms"]["difference"] == pytest.approx(15.5 / 3)
+
+
+@pytest.mark.parametrize(
+    ("of_last", "path"),
+    [({"spec": {"window": 256}}, "spec.window"), ({"subject": {"tokenizer": "b"}}, "tokenizer")],
+)
+def test_results_of_another_question_are_left_out_of_differences(seeds, of_last, path):
+    row, records = differences(latencies(seeds, **of_last))
+    assert row["left out"] == f"1 pair left out: they differ in {path}"
+    assert (row["n"], records["loss"]["pairs"]) == ("2", 2)
+    assert records["read_ms"]["difference"] == pytest.approx(4.5)
+
+
+@pytest.mark.parametrize("key", ["device", "processor"])
+def test_times_of_another_machine_are_left_out_of_differences_and_other_metrics_are_not(seeds, key):
+    row, records = differences(latencies(seeds, environment={key: "other"}))
+    assert row["left out"] == "times of 1 pair: other machines"
+    assert (records["read_ms"]["pairs"], records["loss"]["pairs"]) == (2, 3)
+    assert records["read_ms"]["difference"] == pytest.approx(4.5)
+    assert differences(latencies(seeds, environment={"python": "other"}))[1]["read_ms"]["pairs"] == 3
+
+
+def test_a_difference_of_metrics_says_what_both_sides_have_spent(seeds):
+    end = Costs(step=15, tokens=1500, seconds=20.0, student_flops=1.25e12)
+    assert differences(latencies(seeds, end=end))[0]["costs"] == "unequal: 1.50× tokens; 2.00× training seconds; 1.25× FLOPs"
+    end = Costs(step=15, tokens=1500, seconds=10.0, student_flops=1.25e12)
+    assert differences(latencies(seeds, end=end))[0]["costs"] == "equal training seconds"
+
+
+def test_seeds_that_were_asked_otherwise_are_not_averaged(seeds):
+    table = metric_table("latency", latencies(seeds, spec={"window": 256}), {})
+    assert [row[:2] for row in table.rows] == [("ce", "3"), ("kl (spec.window=128)", "2"), ("kl (spec.window=256)", "1")]
+    assert cells(table, 2)["read ms"] == "13.00"
+    assert table.marks == {0: "control"}
 
 
 def test_tables_of_an_evaluations_own_are_shown_for_one_run_and_kept_for_all(measured):

@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
-from handmade import BITS, cell, shifted, study
+from handmade import BITS, cell, result, shifted, study
 
 from limbeck.report.answer import answer, basis_sentences
 from limbeck.report.arms import arms_of
 from limbeck.report.axes import axes_of, axis_finding
-from limbeck.report.comparisons import BASES, comparisons
+from limbeck.report.comparisons import BASES, comparisons, equal_reading, nearest_pairs
 from limbeck.report.limits import limits
 from limbeck.runs import Costs
 
@@ -221,6 +221,37 @@ def test_a_study_of_axes_alone_names_the_best_values(seeds):
     assert judged(*cells)[0].headline == "Best: lr = 1"
     level = [*seeds("a", [2.0, 2.1, 2.0], settings={"lr": 1}), *seeds("b", [2.1, 2.0, 2.05], settings={"lr": 2})]
     assert judged(*level)[0].headline == "No value of an axis can be told from the best"
+
+
+def test_headline_and_table_hold_the_same_costs_for_equal(seeds):
+    end = Costs(step=10, tokens=1040, seconds=10.4, student_flops=1e12, teacher_flops=1e12)
+    cells = [*seeds("ce", [2.4, 2.5, 2.6]), *seeds("kl", [2.3, 2.4, 2.5], controls="ce", objective="forward_kl", end=end)]
+
+    def found(**values):
+        view = study(*cells, **values)
+        arms = arms_of(view)
+        each = comparisons(arms)
+        equal = {one.basis for one in each if one.difference is not None}
+        reading = equal_reading(nearest_pairs(arms.named("kl"), arms), "tokens", arms=arms)
+        return answer(view, arms, found=each, axes=[]).headline.split(" at ")[1], equal, reading.read_early
+
+    assert found() == ("equal student FLOPs", set(), "arm")
+    assert found(teacher_share=0.0) == ("equal FLOPs of the student", {"flops"}, "arm")
+    assert found(tolerance=0.05) == ("equal tokens", {"tokens", "seconds"}, "neither")
+
+
+def test_limits_count_intervals_of_metrics_and_of_axes(seeds):
+    cells = []
+    for lr, bits in ((1, [2.4, 2.5, 2.61]), (2, [2.3, 2.4, 2.5]), (3, [2.2, 2.3, 2.39])):
+        controls = {} if lr == 1 else {"compared_with": "a1"}
+        for number, each in enumerate(seeds(f"a{lr}", bits, settings={"lr": lr}, **controls)):
+            evals = {"latency": result("latency", {"x": 1.0 * number * lr, "y": 2.0 * number * lr})}
+            cells.append(dataclasses.replace(each, evals=evals))
+    arms = arms_of(study(*cells))
+    axes = [axis_finding(axis) for axis in axes_of(arms)]
+    text = " ".join(limits(arms, found=comparisons(arms), teacher=None, axes=axes))
+    # Two arms on three bases, two arms with two metrics, and three pairs of three values.
+    assert "There are 13 comparisons here (6 of bits per byte, 4 of other metrics, 3 between values of an axis)" in text
 
 
 def test_limits_name_seeds_many_comparisons_unequal_costs_and_what_is_lost(seeds):

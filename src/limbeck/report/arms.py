@@ -82,12 +82,16 @@ class Member:
         """The six costs at the end, or at the last record of an unfinished run; empty where nothing has been trained."""
         return self.summary or (self.run.records[-1] if self.run is not None and self.run.records else {})
 
-    def curve(self, cost: Cost, quantity: str = "bits_per_byte", event: str = "eval") -> "Curve":
+    def curve(self, cost: Cost, quantity: str = "bits_per_byte", event: str = "eval", *, teacher_share: float = 1.0) -> "Curve":
         """The finite values of `quantity` against a cost, the final summary included, also of an unfinished run."""
         records = self.run.events(event) if self.run is not None else []
         if event == "eval" and self.summary and all(record["step"] < self.summary["step"] for record in records):
             records = [*records, self.summary]
-        points = [(cost_of(record, cost), value) for record in records if (value := finite(record.get(quantity))) is not None]
+        points = [
+            (cost_of(record, cost, teacher_share=teacher_share), value)
+            for record in records
+            if (value := finite(record.get(quantity))) is not None
+        ]
         points.sort(key=lambda point: point[0])
         return Curve(np.array([at for at, _ in points]), np.array([value for _, value in points]))
 
@@ -273,10 +277,10 @@ def reads(member: Member, store: Mapping[str, Any]) -> bool:
     return run is not None and run.recipe.uses_store and same_place(run.recipe.store_path, str(store.get("path")))
 
 
-def cost_of(record: Mapping[str, Any], cost: Cost) -> float:
-    """What a record or a summary says has been spent."""
+def cost_of(record: Mapping[str, Any], cost: Cost, *, teacher_share: float = 1.0) -> float:
+    """What a record or a summary says has been spent; of `all_flops` the teacher's count to this share."""
     if cost == "all_flops":
-        return float(record["student_flops"]) + float(record["teacher_flops"])
+        return float(record["student_flops"]) + teacher_share * float(record["teacher_flops"])
     return float(record[cost])
 
 

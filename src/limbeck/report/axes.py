@@ -52,6 +52,8 @@ class AxisFinding:
     """Of the other axes, over which the values are averaged."""
     lost: tuple[Any, ...]
     """Values at which no run has finished."""
+    intervals: int = 0
+    """Of the differences between any two values, how many have one."""
 
     @property
     def second(self) -> int:
@@ -156,8 +158,9 @@ def _found(
         Value(value, spreads[place], None if place == best else pairwise[place, best]) for place, value in enumerate(values)
     ]
     shape = shape_of([each.mean for each in spreads], pairwise, in_order=all(map(is_number, values)))
+    intervals = sum(each.low is not None for each in pairwise.values()) // 2  # each stands in both directions
     settings = len({setting for setting, _ in blocks})
-    return AxisFinding(title, tuple(found), best, shape, over, len(seeds), settings, lost)
+    return AxisFinding(title, tuple(found), best, shape, over, len(seeds), settings, lost, intervals)
 
 
 def shape_of(means: Sequence[float], pairwise: Mapping[tuple[int, int], Estimate], *, in_order: bool) -> Shape:

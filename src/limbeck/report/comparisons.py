@@ -178,6 +178,16 @@ def _spent(member: Member, basis: Basis, *, teacher_share: float) -> float:
     return float(member.summary["student_flops"]) + teacher_share * float(member.summary["teacher_flops"])
 
 
+def cost_words(pairs: Sequence[Pair], arms: Arms) -> str:
+    """On which bases finished cells have spent as much as the others; where on none, their ratios: `1.50× tokens, …`."""
+    ratios = {basis: [_cost_ratio(pair, basis, arms) for pair in pairs] for basis in BASES}
+    words = {basis: basis_words(basis, arms) for basis in BASES}
+    equal = [basis for basis in BASES if all(same(ratio, 1.0, tolerance=arms.tolerance) for ratio in ratios[basis])]
+    if equal:
+        return f"equal {'; '.join(words[basis] for basis in equal)}"
+    return f"unequal: {'; '.join(f'{_range(ratios[basis])} {words[basis]}' for basis in BASES)}"
+
+
 def _problem(member: Member, other: Member) -> str:
     """Why two cells do not compare, whatever they have spent; empty where they do."""
     if not member.finished:
@@ -202,36 +212,49 @@ class EqualReading:
     arm: float | None
     control: float | None
     difference: Estimate | None
-    """Over seeds; of one pair without an interval; None where no curves overlap."""
+    """Over seeds; without an interval of one pair, or where seeds share a control; None where no curves overlap."""
     read_early: Literal["arm", "control", "neither"]
     """Whose values come from inside their curves rather than from their ends."""
+    pairs: int = 1
+    """That overlap, over which the numbers are means."""
 
 
-def equal_reading(pairs: Sequence[Pair], cost: Cost) -> EqualReading | None:
-    """Finished pairs, measured on the same documents, at the largest cost that both have spent; None without such pairs."""
+def equal_reading(pairs: Sequence[Pair], cost: Cost, *, arms: Arms) -> EqualReading | None:
+    """Finished pairs, measured on the same documents, at the largest cost that both have spent; None without such pairs.
+
+    `arms` say which costs count as equal, and how much of the teacher's FLOPs counts.
+    """
     usable = [pair for pair in pairs if pair[0].finished and pair[1].finished and same_heldout(*pair)]
     if not usable:
         return None
-    readings = [_read(member, other, cost) for member, other in usable]
+    readings = [_read(pair, cost, arms=arms) for pair in usable]
     at = float(np.mean([reading.at for reading in readings]))
-    values = [(one.arm, one.control) for one in readings if one.arm is not None and one.control is not None]
-    if not values:
+    overlapping = [
+        (one.arm, one.control, other.name)
+        for one, (_, other) in zip(readings, usable, strict=True)
+        if one.arm is not None and one.control is not None
+    ]
+    if not overlapping:
         return EqualReading(at, None, None, None, readings[0].read_early)
-    mine, theirs = (float(np.mean(column)) for column in zip(*values, strict=True))
+    mine, theirs = (float(np.mean([each[side] for each in overlapping])) for side in (0, 1))
+    independent = len({name for *_, name in overlapping}) == len(overlapping)
     early = [reading.read_early for reading in readings]
     return EqualReading(
         at=at,
         arm=mine,
         control=theirs,
-        difference=mean_estimate([first - second for first, second in values]),
+        difference=mean_estimate([first - second for first, second, _ in overlapping])
+        if independent
+        else Estimate(mine - theirs),
         read_early=max(("arm", "control", "neither"), key=early.count),
+        pairs=len(overlapping),
     )
 
 
-def _read(member: Member, other: Member, cost: Cost) -> EqualReading:
-    mine, theirs = member.curve(cost), other.curve(cost)
+def _read(pair: Pair, cost: Cost, *, arms: Arms) -> EqualReading:
+    mine, theirs = (member.curve(cost, teacher_share=arms.teacher_share) for member in pair)
     my_end, their_end = float(mine.costs[-1]), float(theirs.costs[-1])
-    if same(my_end, their_end):
+    if same(my_end, their_end, tolerance=arms.tolerance):
         return EqualReading(their_end, float(mine.values[-1]), float(theirs.values[-1]), None, "neither")
     at = min(my_end, their_end)
     return EqualReading(
@@ -244,12 +267,12 @@ def _read(member: Member, other: Member, cost: Cost) -> EqualReading:
 
 
 def outcome_at(reading: EqualReading, yardstick: float | None) -> Outcome:
-    """Of a reading: by its interval over seeds, or relative to plus or minus the yardstick where it has none."""
+    """Of a reading: by its interval over seeds; of one pair relative to plus or minus the yardstick, if there is one."""
     if reading.difference is None:
         return "unknown"
     if reading.difference.low is not None:
         return outcome_of(reading.difference)
-    if yardstick is None:
+    if yardstick is None or reading.pairs > 1:
         return "unknown"
     if abs(reading.difference.value) <= yardstick:
         return "level"

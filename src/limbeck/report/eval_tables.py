@@ -12,7 +12,8 @@ from limbeck.eval_results import EvalResult, Metric
 from limbeck.report import formats
 from limbeck.report.arms import Arm, Arms, Member
 from limbeck.report.blocks import Scalar, Table
-from limbeck.report.comparisons import nearest_pairs
+from limbeck.report.comparisons import Pair, cost_words
+from limbeck.report.eval_pairs import by_question, eval_pairs, is_time, same_machine
 from limbeck.report.seeds import mean_estimate, spread
 from limbeck.report.statistics import Estimate
 
@@ -27,41 +28,71 @@ def eval_names(arms: Arms, teachers: Teachers, *, kinds: Sequence[str] = ()) -> 
 
 
 def metric_table(name: str, arms: Arms, teachers: Teachers) -> Table | None:
-    """Every metric of an evaluation: mean ± spread over seeds, or of one seed with its own interval; teachers below."""
-    measured = [arm for arm in arms if _results(arm, name)]
+    """Every metric of an evaluation: mean ± spread over seeds, or of one seed with its own interval; teachers below.
+
+    Seeds of an arm that were asked otherwise stand in rows of their own.
+    """
+    groups = [(arm, words, found) for arm in arms for words, found in by_question(_results(arm, name)).items()]
     keys = _metric_names(name, arms, teachers)
     if not keys:
         return None
-    rows = [(arm.name, str(len(_results(arm, name))), *(_metric_cell(arm, name, key) for key in keys)) for arm in measured]
+    rows = [
+        (f"{arm.name} ({words})" if words else arm.name, str(len(found)), *(_metric_cell(found, key) for key in keys))
+        for arm, words, found in groups
+    ]
     taught = [(teacher, found[name]) for teacher, found in teachers.items() if name in found]
     rows += [(f"teacher {teacher}", "", *(_one(found.metrics.get(key)) for key in keys)) for teacher, found in taught]
     headers = ("arm", "n", *(_header(key, name, arms, teachers) for key in keys))
-    marks = {row: "control" for row, arm in enumerate(measured) if arms.is_control(arm)}
-    marks |= dict.fromkeys(range(len(measured), len(rows)), "muted")
+    marks = {row: "control" for row, (arm, _, _) in enumerate(groups) if arms.is_control(arm)}
+    marks |= dict.fromkeys(range(len(groups), len(rows)), "muted")
     records = [_metric_record(member.cell.arm, member.name, found, keys) for member, found in _all(arms, name)]
     records += [_metric_record("teacher", teacher, found, keys) for teacher, found in taught]
     return Table(headers, tuple(rows), marks=marks, name=f"eval-{slug(name)}", title=name, records=tuple(records))
 
 
 def metric_difference_table(name: str, arms: Arms) -> Table | None:
-    """Every metric minus the control's: the mean over paired seeds with its interval; None where nothing is paired."""
+    """Every metric minus the control's: the mean over paired seeds with its interval; None where nothing is paired.
+
+    Pairs count whose results compare (`eval_pairs`); a row says what is left out, and what was spent on either side.
+    """
     keys = _metric_names(name, arms, {})
     rows, records = [], []
     for arm in arms:
-        pairs = [pair for pair in nearest_pairs(arm, arms) if all(name in member.cell.evals for member in pair)]
-        if not pairs:
+        found = eval_pairs(name, arm, arms)
+        if found is None:
             continue
-        estimates = {key: _metric_difference(pairs, name, key) for key in keys}
-        against = pairs[0][1].cell.arm
-        rows.append((arm.name, against, str(len(pairs)), *(_signed(estimates[key]) for key in keys)))
-        records += [_difference_record(arm.name, against, len(pairs), key, estimate) for key, estimate in estimates.items()]
+        pairs, timed = found.pairs, _on_one_machine(found.pairs, name)
+        uses = {key: timed if is_time(key) else pairs for key in keys}
+        estimates = {key: _metric_difference(uses[key], name, key) for key in keys}
+        costs = cost_words(pairs, arms) if pairs else formats.UNKNOWN
+        machines = len(pairs) - len(timed) if any(map(is_time, keys)) else 0
+        left_out = [*found.left_out, *([f"times of {formats.plural(machines, 'pair')}: other machines"] if machines else [])]
+        row = (arm.name, found.against, costs, str(len(pairs)))
+        rows.append((*row, *(_signed(estimates[key]) for key in keys), "; ".join(left_out)))
+        records += [
+            {**_difference_record(arm.name, found.against, len(uses[key]), key, estimate), "costs": costs}
+            for key, estimate in estimates.items()
+        ]
     if not rows:
         return None
-    headers = ("arm", "against", "n", *(_header(key, name, arms, {}) for key in keys))
+    headers = ("arm", "against", "costs", "n", *(_header(key, name, arms, {}) for key in keys), "left out")
+    words = {0, 1, 2, len(headers) - 1}
+    if not any(row[-1] for row in rows):
+        headers, rows, words = headers[:-1], [row[:-1] for row in rows], {0, 1, 2}
     title = f"{name}: minus what it is held against [95% over seeds]"
     return Table(
-        headers, tuple(rows), frozenset({0, 1}), name=f"eval-{slug(name)}-differences", title=title, records=tuple(records)
+        headers, tuple(rows), frozenset(words), name=f"eval-{slug(name)}-differences", title=title, records=tuple(records)
     )
+
+
+def judged_differences(arms: Arms) -> int:
+    """How many differences of metrics have an interval, over all evaluations."""
+    tables = [table for name in eval_names(arms, {}) if (table := metric_difference_table(name, arms)) is not None]
+    return sum(record["low"] is not None for table in tables for record in table.records)
+
+
+def _on_one_machine(pairs: Sequence[Pair], name: str) -> tuple[Pair, ...]:
+    return tuple((one, other) for one, other in pairs if same_machine(one.cell.evals[name], other.cell.evals[name]))
 
 
 def _all(arms: Arms, name: str) -> list[tuple[Member, EvalResult]]:
@@ -85,14 +116,14 @@ def _header(key: str, name: str, arms: Arms, teachers: Teachers) -> str:
     return f"{key.replace('_', ' ')}{arrow}"
 
 
-def _metric_cell(arm: Arm, name: str, key: str) -> str:
-    metrics = [found.metrics[key] for found in _results(arm, name) if key in found.metrics]
+def _metric_cell(results: Sequence[EvalResult], key: str) -> str:
+    metrics = [found.metrics[key] for found in results if key in found.metrics]
     if len(metrics) < 2:
         return _one(metrics[0] if metrics else None)
     found = spread([metric.value for metric in metrics])
     assert found is not None and found.sd is not None, "two seeds or more have a spread"
     text = f"{formats.significant(found.mean)} ± {formats.significant(found.sd, 2)}"
-    return text if len(metrics) == len(_results(arm, name)) else f"{text} (n {len(metrics)})"
+    return text if len(metrics) == len(results) else f"{text} (n {len(metrics)})"
 
 
 def _one(metric: Metric | None) -> str:
@@ -103,15 +134,12 @@ def _one(metric: Metric | None) -> str:
     return f"{formats.significant(metric.value)} [{formats.significant(metric.low)}, {formats.significant(metric.high)}]"
 
 
-def _metric_difference(pairs: Sequence[tuple[Member, Member]], name: str, key: str) -> Estimate | None:
-    values = [
-        member.cell.evals[name].metrics[key].value - other.cell.evals[name].metrics[key].value
-        for member, other in pairs
-        if all(key in each.cell.evals[name].metrics for each in (member, other))
-    ]
-    if not values:
+def _metric_difference(pairs: Sequence[Pair], name: str, key: str) -> Estimate | None:
+    having = [pair for pair in pairs if all(key in each.cell.evals[name].metrics for each in pair)]
+    if not having:
         return None
-    independent = len({other.name for _, other in pairs}) == len(pairs)
+    values = [one.cell.evals[name].metrics[key].value - other.cell.evals[name].metrics[key].value for one, other in having]
+    independent = len({other.name for _, other in having}) == len(having)
     return mean_estimate(values) if independent else Estimate(sum(values) / len(values))
 
 

@@ -6,6 +6,7 @@ Each file is replaced whole; the page comes last.
 import csv
 import io
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,12 +49,28 @@ def _write_table(table: Table, folder: Path, *, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     records = records_of(table)
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows(map(guarded, row) for row in (list(records[0]), *(record.values() for record in records)))
     write_atomically(folder / f"{name}.csv", text.getvalue())
     if find_spec("pyarrow") is not None:
         write_atomically(folder / f"{name}.parquet", [_parquet(records)])
+
+
+_FORMULA = re.compile(r"[=+@\t\r]|-[^\W\d_]")
+
+
+def guarded(value: Scalar) -> Scalar:
+    """A text that a spreadsheet would run as a formula, behind an apostrophe; numbers, also as text, stay what they are.
+
+    Source: OWASP, "CSV Injection".
+    """
+    if not isinstance(value, str) or not _FORMULA.match(value):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def records_of(table: Table) -> list[dict[str, Scalar]]:

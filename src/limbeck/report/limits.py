@@ -8,7 +8,9 @@ from typing import Any
 
 from limbeck.report import formats
 from limbeck.report.arms import Arms, Member, finite
+from limbeck.report.axes import AxisFinding
 from limbeck.report.comparisons import Comparison, nearest_pairs
+from limbeck.report.eval_tables import judged_differences
 from limbeck.report.setup import arm_differences, main_arm
 from limbeck.report.verdict import best_arm
 
@@ -19,12 +21,14 @@ TOKENS_PER_PARAMETER = 20
 _MOST_NAMED = 12
 
 
-def limits(arms: Arms, *, found: Sequence[Comparison], teacher: Mapping[str, Any] | None) -> list[str]:
+def limits(
+    arms: Arms, *, found: Sequence[Comparison], teacher: Mapping[str, Any] | None, axes: Sequence[AxisFinding] = ()
+) -> list[str]:
     """One paragraph per reason for care that this study gives."""
     shown = main_arm(arms).first
     reasons = [
         _seeds(arms, found),
-        _many(found),
+        _many(arms, found, axes),
         _unequal(arms, found),
         _heldout(shown),
         _selection(arms),
@@ -69,13 +73,20 @@ def _which_seed(arms: Arms) -> str:
     return f", and the arms differ in their seed ({', '.join(map(str, seeds))})" if seeds else ""
 
 
-def _many(found: Sequence[Comparison]) -> str:
-    judged = sum(each.outcome != "unknown" for each in found)
+def _many(arms: Arms, found: Sequence[Comparison], axes: Sequence[AxisFinding]) -> str:
+    kinds = {
+        "of bits per byte": sum(each.outcome != "unknown" for each in found),
+        "of other metrics": judged_differences(arms),
+        "between values of an axis": sum(each.intervals for each in axes),
+    }
+    judged = sum(kinds.values())
     if judged < 5:
         return ""
+    parts = [f"{number} {kind}" for kind, number in kinds.items() if number]
+    split = f" ({', '.join(parts)})" if len(parts) > 1 else ""
     return (
-        f"There are {judged} comparisons here, each with a 95% interval of its own: of as many without any difference about "
-        f"{judged * 0.05:.1f} would exclude zero by chance. The intervals do not correct for that."
+        f"There are {judged} comparisons here{split}, each with a 95% interval of its own: of as many without any difference "
+        f"about {judged * 0.05:.1f} would exclude zero by chance. The intervals do not correct for that."
     )
 
 

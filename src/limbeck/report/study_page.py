@@ -71,7 +71,7 @@ def study_blocks(view: StudyView) -> list[Block]:
         *_calibration(view, arms),
         *_generation(view, arms),
         *_details(view, arms),
-        *_limits(arms, found, teacher),
+        *_limits(arms, found, teacher, list(findings.values())),
         *_setup(view, arms),
     ]
 
@@ -231,8 +231,10 @@ def _details(view: StudyView, arms: Arms) -> list[Block]:
     return [Heading("Evaluations in detail"), Paragraph(note, soft=True), *tables] if tables else []
 
 
-def _limits(arms: Arms, found: Sequence[Comparison], teacher: Mapping[str, Any] | None) -> list[Block]:
-    reasons = limits(arms, found=found, teacher=teacher) if len(arms) else []
+def _limits(
+    arms: Arms, found: Sequence[Comparison], teacher: Mapping[str, Any] | None, axes: Sequence[AxisFinding]
+) -> list[Block]:
+    reasons = limits(arms, found=found, teacher=teacher, axes=axes) if len(arms) else []
     return [Heading("What this may and may not tell you"), Bullets(tuple(reasons))] if reasons else []
 
 

@@ -213,7 +213,8 @@ def _step_seconds(summary: Mapping[str, Any]) -> float:
 
 def equal_table(arms: Arms) -> Table:
     """Every arm minus its control, read off the curves at equal tokens, seconds and FLOPs, in bits per byte."""
-    headers = ("arm", "equal tokens", "equal seconds", "equal student FLOPs", "equal student + teacher FLOPs")
+    share = "" if arms.teacher_share == 1 else f"{arms.teacher_share:.0%} of "
+    headers = ("arm", "equal tokens", "equal seconds", "equal student FLOPs", f"equal student + {share}teacher FLOPs")
     others = [arm for arm in arms if nearest_pairs(arm, arms)]
     rows = tuple((arm.name, *(_equal_cell(arm, arms, cost) for cost in COSTS)) for arm in others)
     records = tuple(_equal_record(arm, arms) for arm in others)
@@ -222,7 +223,7 @@ def equal_table(arms: Arms) -> Table:
 
 def _equal_cell(arm: Arm, arms: Arms, cost: Cost) -> str:
     pairs = nearest_pairs(arm, arms)
-    point = equal_reading(pairs, cost)
+    point = equal_reading(pairs, cost, arms=arms)
     if point is None:
         return arm.status if not arm.finished else "not comparable"
     if point.difference is None:
@@ -236,7 +237,7 @@ def _equal_cell(arm: Arm, arms: Arms, cost: Cost) -> str:
 def _equal_record(arm: Arm, arms: Arms) -> dict[str, Scalar]:
     record: dict[str, Scalar] = {"arm": arm.name}
     for cost in COSTS:
-        point = equal_reading(nearest_pairs(arm, arms), cost)
+        point = equal_reading(nearest_pairs(arm, arms), cost, arms=arms)
         value = point.difference if point is not None else None
         record |= {
             f"{cost}_at": point.at if point is not None else None,

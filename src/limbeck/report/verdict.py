@@ -18,6 +18,7 @@ from limbeck.report.comparisons import (
     Outcome,
     Over,
     Pair,
+    basis_words,
     equal_reading,
     nearest_pairs,
     outcome_at,
@@ -53,12 +54,12 @@ def verdict_on(best: Arm, arms: Arms, *, found: Sequence[Comparison], stores: Se
     final, over, why = paired(usable)
     assert final is not None, "there is a usable pair"
     paragraphs = (
-        f"{_final_sentence(best, usable, final, over, why)} {_tally_sentence(arms, found)}".strip(),
+        f"{_final_sentence(best, usable, final, over, why, tolerance=arms.tolerance)} {_tally_sentence(arms, found)}".strip(),
         f"{_cost_sentence(usable)} {_scoring_sentence(best.first, stores)}".strip(),
         *_equal_sentences(best, arms, usable, final),
     )
     outcome = outcome_of(final)
-    return Answer(outcome, f"{_HEADLINES[outcome]} {_scope(usable)}", paragraphs)
+    return Answer(outcome, f"{_HEADLINES[outcome]} {_scope(usable, arms)}", paragraphs)
 
 
 _HEADLINES: dict[Outcome, str] = {
@@ -69,25 +70,26 @@ _HEADLINES: dict[Outcome, str] = {
 }
 
 
-def _scope(pairs: Sequence[Pair]) -> str:
+def _scope(pairs: Sequence[Pair], arms: Arms) -> str:
     costs: tuple[tuple[Cost, str], ...] = (
         ("tokens", "tokens"),
         ("seconds", "seconds"),
-        ("all_flops", "FLOPs"),
+        ("all_flops", "FLOPs" if arms.teacher_share == 1 else basis_words("flops", arms)),
         ("student_flops", "student FLOPs"),
     )
     for cost, words in costs:
-        if all(same(cost_of(member.summary, cost), cost_of(other.summary, cost)) for member, other in pairs):
+        spent = [[cost_of(each.summary, cost, teacher_share=arms.teacher_share) for each in pair] for pair in pairs]
+        if all(same(mine, theirs, tolerance=arms.tolerance) for mine, theirs in spent):
             return f"at equal {words}"
     return "at the end of unequal budgets"
 
 
-def _final_sentence(best: Arm, pairs: Sequence[Pair], final: Estimate, over: Over, why: str) -> str:
+def _final_sentence(best: Arm, pairs: Sequence[Pair], final: Estimate, over: Over, why: str, *, tolerance: float) -> str:
     first, control = pairs[0]
     documents = first.summary.get("heldout_documents")
     texts = formats.plural(documents, "held-out document") if documents else "the held-out documents"
     mine, theirs = (_mean([pair[side] for pair in pairs], "tokens") for side in (0, 1))
-    budget = "as many" if same(mine, theirs) else formats.count(theirs)
+    budget = "as many" if same(mine, theirs, tolerance=tolerance) else formats.count(theirs)
     opening = (
         f"On {texts}{_seeds_words(pairs)}, “{best.name}”, the best arm with a teacher, needs "
         f"{formats.fixed(_mean([pair[0] for pair in pairs], 'bits_per_byte'))} bits per byte after {formats.count(mine)} "
@@ -124,7 +126,7 @@ def _tally_sentence(arms: Arms, found: Sequence[Comparison]) -> str:
         "unknown": "without a verdict",
     }
     parts = [f"{outcomes.count(outcome)} {words}" for outcome, words in named.items() if outcome in outcomes]
-    words = "tokens" if basis == "tokens" else _EQUAL[_COST_OF[basis]]
+    words = "tokens" if basis == "tokens" else _equal_words(_COST_OF[basis], arms)
     return f"Of {len(outcomes)} arms with a teacher, against the control at equal {words}: {', '.join(parts)}." if parts else ""
 
 
@@ -168,6 +170,11 @@ _EQUAL: dict[Cost, str] = {
 _COST_OF: dict[Basis, Cost] = {"tokens": "tokens", "seconds": "seconds", "flops": "all_flops"}
 
 
+def _equal_words(cost: Cost, arms: Arms) -> str:
+    """What is held equal, with the share of the teacher's FLOPs where it is not all."""
+    return _EQUAL[cost] if cost != "all_flops" or arms.teacher_share == 1 else basis_words("flops", arms)
+
+
 def cost_text(cost: Cost, value: float) -> str:
     """A cost with its unit."""
     match cost:
@@ -185,17 +192,18 @@ def _equal_sentences(best: Arm, arms: Arms, pairs: Sequence[Pair], final: Estima
     for basis in ("seconds", "flops"):
         own = {member.cell.controls.get(basis) for member, _ in pairs} - {None}
         if own <= {other.name for _, other in pairs}:
-            said.append(_equal_sentence(best, pairs, _COST_OF[basis], final))
+            said.append(_equal_sentence(best, pairs, _COST_OF[basis], final, arms))
     return said
 
 
-def _equal_sentence(best: Arm, pairs: Sequence[Pair], cost: Cost, final: Estimate) -> str:
-    point = equal_reading(pairs, cost)
+def _equal_sentence(best: Arm, pairs: Sequence[Pair], cost: Cost, final: Estimate, arms: Arms) -> str:
+    point = equal_reading(pairs, cost, arms=arms)
+    equal = _equal_words(cost, arms)
     assert point is not None, "the pairs are finished and share their documents"
     if point.read_early == "neither":
-        return f"Both spent the same {_EQUAL[cost]}, so at equal {_EQUAL[cost]} the comparison is the one above."
+        return f"Both spent the same {equal}, so at equal {equal} the comparison is the one above."
     if point.difference is None:
-        return _no_overlap(pairs[0], cost, point)
+        return _no_overlap(pairs[0], cost, point, arms)
     conclusion = {
         "ahead": "the control does not catch up",
         "behind": "the control is ahead",
@@ -204,18 +212,18 @@ def _equal_sentence(best: Arm, pairs: Sequence[Pair], cost: Cost, final: Estimat
     }[outcome_at(point, final.half_width)]
     early, late = (f"“{best.name}”", "the control’s end") if point.read_early == "arm" else ("the control", "its end")
     return (
-        f"At equal {_EQUAL[cost]} ({cost_text(cost, point.at)}, {late}), “{best.name}” stands at {formats.fixed(point.arm)} "
+        f"At equal {equal} ({cost_text(cost, point.at)}, {late}), “{best.name}” stands at {formats.fixed(point.arm)} "
         f"and the control at {formats.fixed(point.control)} ({formats.interval(point.difference, sign=True)}): {conclusion}. "
         f"There {early} is read in the middle of its run, between two measurements and before its learning rate has decayed, "
         "which counts against it."
     )
 
 
-def _no_overlap(pair: Pair, cost: Cost, point: EqualReading) -> str:
+def _no_overlap(pair: Pair, cost: Cost, point: EqualReading, arms: Arms) -> str:
     arm, control = pair
     late, early = (arm, control) if point.read_early == "arm" else (control, arm)
-    first = float(late.curve(cost).costs[0])
+    first = float(late.curve(cost, teacher_share=arms.teacher_share).costs[0])
     return (
-        f"At equal {_EQUAL[cost]} nothing can be said: the curves do not overlap, since “{late.name}” is first measured at "
-        f"{cost_text(cost, first)} and “{early.name}” ends at {cost_text(cost, point.at)}."
+        f"At equal {_equal_words(cost, arms)} nothing can be said: the curves do not overlap, since “{late.name}” is first "
+        f"measured at {cost_text(cost, first)} and “{early.name}” ends at {cost_text(cost, point.at)}."
     )
