@@ -124,6 +124,23 @@ def test_what_is_generated_is_the_likeliest_token_after_token(model: EvalModel, 
     assert record["tokens"] == begin
 
 
+def test_the_models_own_penalties_are_set_aside_and_its_stop_tokens_are_not(model: EvalModel, folder: Path) -> None:
+    """With a penalty in generation_config the same tokens come, and a stop token that the tokenizer lacks ends them."""
+    network, ids = model.reader.model, [0, *range(10, 40)]
+    plain = list(ids)
+    with torch.no_grad():
+        while len(plain) < len(ids) + 12:
+            plain.append(int(network(torch.tensor([plain])).logits[0, -1].argmax()))
+    decode = AutoTokenizer.from_pretrained(folder).decode
+    network.generation_config.no_repeat_ngram_size = 1
+    network.generation_config.repetition_penalty = 50.0
+    assert long_context._generate(model, ids, tokens=12) == decode(plain[len(ids) :], skip_special_tokens=True)
+    assert network.generation_config.repetition_penalty == 50.0, "as it was"
+    network.generation_config.eos_token_id = [1, plain[len(ids) + 3]]
+    end = plain.index(plain[len(ids) + 3], len(ids))
+    assert long_context._generate(model, ids, tokens=12) == decode(plain[len(ids) : end + 1], skip_special_tokens=True)
+
+
 def answers_to(monkeypatch: pytest.MonkeyPatch, *, right: Any) -> list[tuple[str, int]]:
     """Models that say the gold answer where `right(length, index)`, and nothing elsewhere."""
     asked: list[tuple[str, int]] = []
