@@ -221,6 +221,23 @@ def test_a_killed_evaluation_continues(model: EvalModel, tmp_path: Path, monkeyp
     assert len(other) == 8
 
 
+def test_answers_with_separators_of_lines_are_kept(
+    model: EvalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no ends of records; half a letter at the end of the file is a record that is missing."""
+    said: list[int] = []
+    monkeypatch.setattr(long_context, "_generate", lambda *_, tokens: said.append(tokens) or "a\u2028b\x85c\u2029")
+    asked = {"long_context": spec(likelihood=False, tasks=["vt"], lengths=[1400])}
+    run_evals(model, asked, folder=tmp_path)
+    file = tmp_path / "evals" / "long_context.generations.jsonl"
+    file.write_bytes(file.read_bytes().rsplit(b"\x80\xa8", 1)[0])  # a kill in the middle of the second record's U+2028
+    (tmp_path / "evals" / "long_context.json").unlink()
+    run_evals(model, asked, folder=tmp_path)
+    assert len(said) == 3
+    lines = file.read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["output"] for line in lines[1:-1]] == ["a\u2028b\x85c\u2029"] * 2
+
+
 def test_windows_are_read_from_the_configuration() -> None:
     kinds = ["sliding_attention"] * 3 + ["full_attention"]
     assert sliding_window(Olmo3Config(sliding_window=128, num_hidden_layers=4, layer_types=kinds)) == 128

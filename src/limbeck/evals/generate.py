@@ -266,7 +266,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, dict[int, list[Sample]]]:
     """What was asked, and the samples of whole batches: the last may have been cut off."""
     asked: dict[str, Any] | None = None
     batches: dict[int, list[Sample]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             values = json.loads(line)
             if "asked" in values:

@@ -202,10 +202,10 @@ def _kept(path: Path | None, identity: Mapping[str, Any]) -> Iterator[tuple[dict
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     header = json.dumps(identity) + "\n"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    whole = [line for line in lines if line.endswith("\n")]  # a kill can leave half a line at the end
+    there = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    whole = [f"{line}\n" for line in there.split("\n")[:-1]]  # a kill can leave half a line at the end, or half a letter
     kept = whole if whole[:1] == [header] else [header]
-    if kept != lines:
+    if "".join(kept) != there:
         write_atomically(path, "".join(kept))
     records = [json.loads(line) for line in kept[1:]]
     with path.open("a", encoding="utf-8") as file:
