@@ -5,7 +5,8 @@ what only the reports of that kind know how to show (bins, samples, tables by le
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -47,11 +48,26 @@ class EvalResult:
 
 
 def write_result(folder: Path, result: EvalResult) -> Path:
-    """Write `folder/evals/<name>.json`, whole or not at all."""
+    """Write `folder/evals/<name>.json`, whole or not at all; `LimbeckError` names a number that is none."""
+    values = asdict(result)
+    for place, number in _not_finite({"metrics": values["metrics"], "details": values["details"]}, ""):
+        raise LimbeckError(
+            f"{result.name} of {result.model}: {place} is {number}: the model's logits are not finite, or there was nothing to "
+            "measure; leave this evaluation out"
+        )
     path = folder / FOLDER / f"{result.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(asdict(result), indent=1, allow_nan=False, ensure_ascii=False))
+    write_atomically(path, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False))
     return path
+
+
+def _not_finite(values: Any, place: str) -> Iterator[tuple[str, float]]:
+    """The places (`metrics.nats.value`) of what JSON cannot hold."""
+    if isinstance(values, float) and not math.isfinite(values):
+        yield place.removeprefix("."), values
+    pairs = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list | tuple) else ()
+    for key, value in pairs:
+        yield from _not_finite(value, f"{place}.{key}")
 
 
 def read_results(folder: Path) -> dict[str, EvalResult]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from limbeck.errors import DataError, SpecError
+from limbeck.errors import DataError, LimbeckError, SpecError
 from limbeck.evals import gsm
 from limbeck.evals.generate import Sample
 from limbeck.evals.gsm_problems import EXAMPLES, Problem, flexible_answer, normalised, read_problems, strict_answer
@@ -156,6 +156,27 @@ def test_bad_settings_are_refused_first(tiny, problems_file, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         gsm.check(tiny, Gsm(path=str(tmp_path / "absent.jsonl")))
     gsm.check(tiny, Gsm(path=str(problems_file), shots=0, max_new_tokens=8))
+
+
+def test_reasoning_that_is_too_long_or_damaged_is_said_in_one_line(tiny, tmp_path):
+    """The tiny model reads 256 tokens: the last of an answer is predicted, and not read."""
+    path, backend = tmp_path / "long.jsonl", tiny.tokenizer.backend
+    asked = Gsm(path=str(path), shots=0, max_new_tokens=4)
+
+    def write(words: int) -> int:
+        reasoning = "zq" * words
+        path.write_text(json.dumps({"question": "a?", "answer": f"{reasoning}\n#### 2"}), encoding="utf-8")
+        return len(backend(f"Q: a?\nA: {reasoning} The answer is 2.")["input_ids"])  # and the start token, less the last
+
+    words = next(words for words in range(80, 140) if write(words) > 256)
+    with pytest.raises(SpecError, match=r"line 1 has 25[78] with its reasoning and answer: set gsm.answer_nats=false"):
+        gsm.check(tiny, asked)
+    gsm.check(tiny, asked.model_copy(update={"answer_nats": False}))
+    assert write(words - 1) <= 256
+    gsm.check(tiny, asked)
+    torch.nn.init.constant_(tiny.reader.model.model.norm.weight, float("nan"))
+    with pytest.raises(LimbeckError, match="answer_nats is not finite"):
+        gsm.measure(tiny, asked)
 
 
 def test_attempts_fall_into_one_class_each():

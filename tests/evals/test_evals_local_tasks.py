@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from limbeck.errors import DataError
-from limbeck.evals.local_tasks import task_name, write_task
+from limbeck.evals.local_tasks import read_problems, task_name, write_task
+from limbeck.evals.prompts import read_lines
 
 
 def written(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -103,3 +104,14 @@ def test_what_is_no_task_is_named(tmp_path: Path, name: str, content: str, messa
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         write_task(tmp_path / "none.json", tmp_path)
+
+
+def test_separators_within_a_text_end_no_line(tmp_path: Path) -> None:
+    """U+2028 and U+0085 may stand in JSON's strings as they are."""
+    problem = {"question": "a\u2028b?", "choices": ["c\x85d", "e"], "label": 1}
+    file = tmp_path / "odd.jsonl"
+    file.write_text(json.dumps(problem, ensure_ascii=False) + "\n", encoding="utf-8")
+    (read,) = read_problems(file)
+    assert (read.choices, read.labels) == (("c\x85d", "e"), (1,))
+    ((_, record),) = read_lines(file)
+    assert record == problem

@@ -124,6 +124,23 @@ def test_what_is_generated_is_the_likeliest_token_after_token(model: EvalModel, 
     assert record["tokens"] == begin
 
 
+def test_the_models_own_penalties_are_set_aside_and_its_stop_tokens_are_not(model: EvalModel, folder: Path) -> None:
+    """With a penalty in generation_config the same tokens come, and a stop token that the tokenizer lacks ends them."""
+    network, ids = model.reader.model, [0, *range(10, 40)]
+    plain = list(ids)
+    with torch.no_grad():
+        while len(plain) < len(ids) + 12:
+            plain.append(int(network(torch.tensor([plain])).logits[0, -1].argmax()))
+    decode = AutoTokenizer.from_pretrained(folder).decode
+    network.generation_config.no_repeat_ngram_size = 1
+    network.generation_config.repetition_penalty = 50.0
+    assert long_context._generate(model, ids, tokens=12) == decode(plain[len(ids) :], skip_special_tokens=True)
+    assert network.generation_config.repetition_penalty == 50.0, "as it was"
+    network.generation_config.eos_token_id = [1, plain[len(ids) + 3]]
+    end = plain.index(plain[len(ids) + 3], len(ids))
+    assert long_context._generate(model, ids, tokens=12) == decode(plain[len(ids) : end + 1], skip_special_tokens=True)
+
+
 def answers_to(monkeypatch: pytest.MonkeyPatch, *, right: Any) -> list[tuple[str, int]]:
     """Models that say the gold answer where `right(length, index)`, and nothing elsewhere."""
     asked: list[tuple[str, int]] = []
@@ -202,6 +219,23 @@ def test_a_killed_evaluation_continues(model: EvalModel, tmp_path: Path, monkeyp
     other = answers_to(monkeypatch, right=lambda length, index: True)
     run_evals(model, {"long_context": spec(seed=1)}, folder=tmp_path)  # other prompts: none of those answers counts
     assert len(other) == 8
+
+
+def test_answers_with_separators_of_lines_are_kept(
+    model: EvalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no ends of records; half a letter at the end of the file is a record that is missing."""
+    said: list[int] = []
+    monkeypatch.setattr(long_context, "_generate", lambda *_, tokens: said.append(tokens) or "a\u2028b\x85c\u2029")
+    asked = {"long_context": spec(likelihood=False, tasks=["vt"], lengths=[1400])}
+    run_evals(model, asked, folder=tmp_path)
+    file = tmp_path / "evals" / "long_context.generations.jsonl"
+    file.write_bytes(file.read_bytes().rsplit(b"\x80\xa8", 1)[0])  # a kill in the middle of the second record's U+2028
+    (tmp_path / "evals" / "long_context.json").unlink()
+    run_evals(model, asked, folder=tmp_path)
+    assert len(said) == 3
+    lines = file.read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["output"] for line in lines[1:-1]] == ["a\u2028b\x85c\u2029"] * 2
 
 
 def test_windows_are_read_from_the_configuration() -> None:

@@ -10,13 +10,14 @@ from tiny_models import opened
 from tiny_world import make_tokenizer
 
 from limbeck.errors import LimbeckError
-from limbeck.eval_results import read_results
+from limbeck.eval_results import EvalResult, Metric, read_results, write_result
 from limbeck.evals import bits_per_byte, copying
 from limbeck.evals.run import run_evals
 from limbeck.evals.subject import EvalModel
 from limbeck.spec.data import FileTexts
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
 from limbeck.spec.evals.copying import Copying
+from limbeck.spec.evals.generation import Generation
 
 
 @pytest.fixture
@@ -56,6 +57,31 @@ def test_what_is_there_is_not_made_again(model: EvalModel, made: list[str], tmp_
     result = run_evals(changed, evals, folder=tmp_path)["bits_per_byte"]
     assert made[4:] == ["bits_per_byte", "copying", "bits_per_byte", "copying"]
     assert result.metrics["bits_per_byte"].n == 1 and result.subject["heldout"]["paths"] == [f"{texts_folder}/heldout/0.txt"]
+
+
+def test_again_generates_anew(model: EvalModel, tmp_path: Path) -> None:
+    asked = {"health": Generation(num_prompts=2, prompt_tokens=4, max_new_tokens=4, end_documents=0)}
+    run_evals(model, asked, folder=tmp_path)
+    kept = tmp_path / "evals" / "health.generations.jsonl"
+    written = kept.read_text(encoding="utf-8").split("\n")
+    asking, *samples = map(json.loads, filter(None, written))
+    slow = [json.dumps(each | {"batch_seconds": 1e6}) for each in samples]
+    kept.write_text("\n".join([json.dumps(asking), *slow, ""]), encoding="utf-8")
+    (tmp_path / "evals" / "health.json").unlink()
+    assert run_evals(model, asked, folder=tmp_path)["health"].metrics["seconds_per_sample"].value > 1e5, "what was kept counts"
+    assert run_evals(model, asked, folder=tmp_path, again=True)["health"].metrics["seconds_per_sample"].value < 1e5
+    assert len(kept.read_text(encoding="utf-8").split("\n")) == len(written)
+
+
+def test_numbers_that_are_none_are_named(tmp_path: Path) -> None:
+    of = {"kind": "copying", "name": "copies", "model": "tiny", "spec": {}}
+    for metrics, details, place in (
+        ({"gain_nats": Metric(1.0, low=float("nan"))}, {}, r"metrics.gain_nats.low is nan"),
+        ({}, {"rows": [{"nats": float("-inf")}]}, r"details.rows.0.nats is -inf"),
+    ):
+        with pytest.raises(LimbeckError, match=f"copies of tiny: {place}: the model's logits are not finite"):
+            write_result(tmp_path, EvalResult(**of, metrics=metrics, details=details))
+    assert read_results(tmp_path) == {}
 
 
 def test_nothing_is_measured_where_one_of_them_cannot_be(model: EvalModel, made: list[str], tmp_path: Path) -> None:

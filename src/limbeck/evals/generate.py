@@ -132,7 +132,7 @@ def _write(
     token_BT, mask_BT = _padded_left(prompts, pad=stops[0])
     device = model.reader.device
     seed = int.from_bytes(hashlib.sha256(f"{how.seed} {batch}".encode()).digest()[:8], "little")
-    with _settings(model.reader.model, how, stops), torch.no_grad(), torch.random.fork_rng(devices=_cuda(device)):
+    with decoding_settings(model.reader.model, how, stops), torch.no_grad(), torch.random.fork_rng(devices=_cuda(device)):
         torch.manual_seed(seed)
         synchronise(device)
         begun = time.perf_counter()
@@ -165,7 +165,7 @@ def _padded_left(prompts: Sequence[Prompt], *, pad: int) -> tuple[torch.Tensor, 
 
 
 @contextmanager
-def _settings(model: Any, how: Decoding, stops: Sequence[int]) -> Iterator[None]:
+def decoding_settings(model: Any, how: Decoding, stops: Sequence[int]) -> Iterator[None]:
     """The model with our settings of generation and no others."""
     from transformers import GenerationConfig
 
@@ -266,7 +266,7 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, dict[int, list[Sample]]]:
     """What was asked, and the samples of whole batches: the last may have been cut off."""
     asked: dict[str, Any] | None = None
     batches: dict[int, list[Sample]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             values = json.loads(line)
             if "asked" in values:

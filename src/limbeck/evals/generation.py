@@ -1,5 +1,6 @@
 """Generation health: repetition, loops, lengths, how samples end, and whether stop tokens are expected where texts end."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,7 +148,12 @@ def _at_ends(
         "false_stop_mass": Metric(ends.false_stop_mass, n=ends.other_rows, better="lower"),
     }
     by_id = {
-        str(each): {"log_prob_nats": ends.log_prob_by_id[each], "median_rank": ends.median_rank_by_id[each]} for each in stops
+        str(each): {
+            # A stop token can be ruled out (-inf), which JSON cannot say.
+            "log_prob_nats": ends.log_prob_by_id[each] if math.isfinite(ends.log_prob_by_id[each]) else None,
+            "median_rank": ends.median_rank_by_id[each],
+        }
+        for each in stops
     }
     return metrics, {"texts": len(rows), "by_id": by_id}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.errors import DataError
+from limbeck.errors import DataError, LimbeckError, SpecError
 from limbeck.eval_results import Metric
 from limbeck.evals.answer_nats import continuation_nats
 from limbeck.evals.chat import chat_text, document_tokens, plain_tokens, require_template
@@ -35,7 +35,16 @@ NEXT_QUESTION = "\nQ:"
 def check(model: EvalModel, spec: Gsm) -> None:
     """`LimbeckError` where problems cannot be read or do not fit, or a chat has no template."""
     problems, shots = problems_of(spec)
-    check_fits(model, [prompt_of(model, problem, spec, shots=shots) for problem in problems], spec)
+    prompts = [prompt_of(model, problem, spec, shots=shots) for problem in problems]
+    check_fits(model, prompts, spec)
+    if spec.answer_nats and model.longest is not None:
+        for problem, prompt in zip(problems, prompts, strict=True):
+            needed = sum(map(len, _answered(model, problem, prompt, spec))) - 1  # nothing is predicted after the last
+            if needed > model.longest:
+                raise SpecError(
+                    f"{model.name} reads {model.longest} tokens, and {problem.name} has {needed} with its reasoning and answer: "
+                    "set gsm.answer_nats=false, fewer gsm.shots or other problems"
+                )
 
 
 def measure(model: EvalModel, spec: Gsm, *, generations: Path | None = None) -> tuple[dict[str, Metric], dict[str, Any]]:
@@ -48,6 +57,11 @@ def measure(model: EvalModel, spec: Gsm, *, generations: Path | None = None) -> 
     if spec.answer_nats:
         rows = [_answered(model, problem, prompt, spec) for problem, prompt in zip(problems, prompts, strict=True)]
         nats = continuation_nats(model.reader, rows)
+        if not np.isfinite(nats).all():
+            raise LimbeckError(
+                f"gsm: answer_nats is not finite: the logits of {model.name} are not, or rule the answer out; "
+                "set gsm.answer_nats=false"
+            )
         metrics["answer_nats"] = mean(nats, better="lower")
         for record, value in zip(details["problems"], nats, strict=True):
             record["answer_nats"] = value

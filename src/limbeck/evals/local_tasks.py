@@ -77,7 +77,7 @@ def read_problems(source: Path) -> list[Problem]:
 def _of_lines(text: str, source: Path) -> list[Problem]:
     return [
         _problem_of_line(_json(line, f"{source}, line {number}"), f"{source}, line {number}")
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in enumerate(text.split("\n"), 1)
         if line.strip()
     ]
 

@@ -23,6 +23,8 @@ import torch
 
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.eval_results import Metric
+from limbeck.evals.chat import stop_ids
+from limbeck.evals.generate import decoding_settings
 from limbeck.evals.ruler import make, runs_out, score, tokens_to_generate
 from limbeck.evals.ruler_material import read_material
 from limbeck.evals.ruler_prompts import ESSAY_TASKS, ONE_NEEDLE, Material, Prompt
@@ -30,6 +32,7 @@ from limbeck.evals.subject import EvalModel
 from limbeck.paths import write_atomically
 from limbeck.progress import progress
 from limbeck.report.statistics import ratio_estimate
+from limbeck.spec.evals.decoding import Decoding
 from limbeck.spec.evals.long_context import LongContext, RulerTask
 
 LENGTHS = (1024, 2048, 4096)
@@ -158,18 +161,10 @@ def _answered(model: EvalModel, spec: LongContext, task: RulerTask, prompt: Prom
 @torch.no_grad()
 def _generate(model: EvalModel, ids: Sequence[int], *, tokens: int) -> str:
     """Greedily, one prompt at a time: long prompts fill the machine, and need no padding."""
-    from transformers import GenerationConfig
-
     network = model.reader.model
-    ends = network.generation_config.eos_token_id
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=tokens,
-        eos_token_id=model.tokenizer.end_id if ends is None else ends,
-        pad_token_id=model.tokenizer.end_id,
-    )
     ids_1T = torch.tensor([ids], device=model.reader.device)
-    out_1T = network.generate(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=settings)
+    with decoding_settings(network, Decoding(max_new_tokens=tokens), stop_ids(model)):
+        out_1T = network.generate(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T))
     return str(model.tokenizer.backend.decode(out_1T[0, len(ids) :], skip_special_tokens=True))
 
 
@@ -196,7 +191,7 @@ def _identity(model: EvalModel, spec: LongContext) -> dict[str, Any]:
     """Whose answers a file keeps, and to what."""
     read = model.heldout.model_dump(mode="json") if spec.essays is None and model.heldout is not None else None
     identity = {"spec": spec.model_dump(mode="json"), "texts": read, "model": model.reader.identity, "name": model.name}
-    return {**identity, "tokenizer": model.tokenizer.fingerprint}
+    return {**identity, "tokenizer": model.tokenizer.fingerprint, "stop_ids": stop_ids(model) if spec.generate else None}
 
 
 @contextmanager
@@ -207,10 +202,10 @@ def _kept(path: Path | None, identity: Mapping[str, Any]) -> Iterator[tuple[dict
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     header = json.dumps(identity) + "\n"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    whole = [line for line in lines if line.endswith("\n")]  # a kill can leave half a line at the end
+    there = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    whole = [f"{line}\n" for line in there.split("\n")[:-1]]  # a kill can leave half a line at the end, or half a letter
     kept = whole if whole[:1] == [header] else [header]
-    if kept != lines:
+    if "".join(kept) != there:
         write_atomically(path, "".join(kept))
     records = [json.loads(line) for line in kept[1:]]
     with path.open("a", encoding="utf-8") as file:

@@ -37,7 +37,7 @@ def read_chats(path: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """`line 3` and its record, of a JSONL file; `DataError` says which line is none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}): name a UTF-8 file with one JSON object a line") from error
     for number, line in enumerate(lines, 1):
@@ -71,7 +71,7 @@ def _of_documents(model: EvalModel, spec: Generation) -> list[Prompt]:
 def _of_file(model: EvalModel, path: Path) -> list[Prompt]:
     if path.suffix == ".txt":
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read ({error}): name a UTF-8 file with one prompt a line") from error
         texts = {f"{path.name}, line {number}": line for number, line in enumerate(lines, 1) if line.strip()}

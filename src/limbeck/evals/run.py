@@ -26,7 +26,8 @@ from limbeck.spec.evals.long_context import LongContext
 
 
 def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path, again: bool = False) -> dict[str, EvalResult]:
-    """Measure what is asked for under each name, and keep it in `folder/evals`; `again` also what is there already.
+    """Measure what is asked for under each name, and keep it in `folder/evals`; `again` also what is there already,
+    with what was generated for it.
 
     `LimbeckError` before anything is measured where one of the evaluations cannot be.
     """
@@ -38,7 +39,10 @@ def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path, agai
     check(model, missing)
     for name, spec in missing.items():
         values = spec.model_dump(mode="json")
-        metrics, details = measure(model, spec, generations=folder / FOLDER / f"{name}.generations.jsonl")
+        generations = folder / FOLDER / f"{name}.generations.jsonl"
+        if again:
+            generations.unlink(missing_ok=True)  # its seconds are measured, too
+        metrics, details = measure(model, spec, generations=generations)
         where = environment(str(model.reader.device))
         results[name] = EvalResult(spec.kind, name, model.name, values, metrics, details, where, model.described)
         write_result(folder, results[name])
