@@ -1,7 +1,7 @@
 """The mistakes of parameter-golf's distillation entry (openai/parameter-golf, pull request 1029), on purpose.
 
-`over_length` is a forward KL that is divided by the sequence's length although it is a mean over positions already, and `unused`
-a live teacher that is run and not listened to. As a script it writes the third: a signal store whose rows belong to other text.
+`over_length` is a forward KL that is divided by the sequence's length although it is a mean over positions already. As a script it
+writes a signal store whose rows belong to other text. (The third, a live teacher that is not used, is in `golf-seconds.yaml`.)
 
     python lab/golf_published.py lab/golf.yaml published-hard-alpha0.1-seed0 -o out/golf/stores/misaligned
 
@@ -32,11 +32,6 @@ LENGTH = 256
 def over_length(student: HeadStatistics, target: SparseTarget) -> Tensor:
     """Forward KL over the head and its tail, nats per position, divided by the sequence length."""
     return forward_kl(student, target) / LENGTH
-
-
-def unused(student: HeadStatistics, target: SparseTarget | None) -> Tensor:
-    """Nothing, whatever the teacher says."""
-    return 0.0 * student.lse_T
 
 
 @dataclass(frozen=True)

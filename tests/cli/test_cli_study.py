@@ -138,5 +138,5 @@ def test_the_command_line_runs_a_cell_and_tells_the_state(limbeck: Command, stud
     assert state["to_run"] == ["student-k16", "control-tokens", "control-flops-student-k8"]
     assert "--again makes finished runs anew" in limbeck("study", "run", file, "-o", output, "--again").complaint
     assert "quickstart" in limbeck("study", "list").out
-    bad = limbeck("study", "run", file, "-o", output, "hardware.device=abacus", "--dry-run")
+    bad = limbeck("study", "run", file, "-o", tmp_path / "other", "hardware.device=abacus", "--dry-run")
     assert "abacus" in bad.complaint

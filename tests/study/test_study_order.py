@@ -246,7 +246,7 @@ def test_what_a_recipe_says_of_its_own_teacher_is_not_said_of_an_arm(recipe_file
     recipes = recipes_of(expand(study, output="results", overrides={key: settings[key] for key in ("teacher.dtype", "output")}))
     teacher = recipes["from-big"].teacher
     assert isinstance(teacher, HuggingFaceTeacher)
-    assert (teacher.model, teacher.dtype) == ("results/runs/big/student", "bfloat16")
+    assert (teacher.model, teacher.dtype) == ("results/runs/big/student", "auto")
     assert (teacher.context.window, teacher.context.overlap) == (32, 8)
     recipe_file.write_text(
         recipe_file.read_text(encoding="utf-8").replace("kind: huggingface", "kind: huggingface\n  revision: main"), "utf-8"
