@@ -1,7 +1,7 @@
 """The mistakes of parameter-golf's distillation entry (openai/parameter-golf, pull request 1029), on purpose.
 
-`over_length` is a forward KL that is divided by the sequence's length although it is a mean over positions already. As a script it
-writes a signal store whose rows belong to other text. (The third, a live teacher that is not used, is in `golf-seconds.yaml`.)
+`over_length` is a forward KL that is divided by the sequence's length although it is a mean over positions already. As a script
+it writes a signal store whose rows belong to other text. (The third, a live teacher that is not used: `golf-seconds.yaml`.)
 
     python lab/golf_published.py lab/golf.yaml published-hard-alpha0.1-seed0 -o out/golf/stores/misaligned
 
