@@ -221,9 +221,7 @@ def test_a_killed_evaluation_continues(model: EvalModel, tmp_path: Path, monkeyp
     assert len(other) == 8
 
 
-def test_answers_with_separators_of_lines_are_kept(
-    model: EvalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_with_separators_of_lines_are_kept(model: EvalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are no ends of records; half a letter at the end of the file is a record that is missing."""
     said: list[int] = []
     monkeypatch.setattr(long_context, "_generate", lambda *_, tokens: said.append(tokens) or "a\u2028b\x85c\u2029")
