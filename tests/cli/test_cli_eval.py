@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from limbeck.cli.eval_kinds import default_folder
+
 Command = Callable[..., Any]
 FAST = ("copying.sequences=3", "copying.lags=[4, 8]", "calibration.bins=15")
 
@@ -44,11 +46,21 @@ def test_a_models_are_kept_where_it_is_said_or_under_its_name(
     common = (teacher_folder, "--eval", "bits_per_byte", "--texts", f"{texts_folder}/heldout/*.txt")
     assert limbeck("eval", *common, "-o", "there").code == 0
     assert limbeck("eval", *common).code == 0
-    there, named = (tmp_path / each / "bits_per_byte.json" for each in ("there/evals", f"evals/{teacher_folder.name}/evals"))
+    there, named = (
+        tmp_path / each / "evals" / "bits_per_byte.json"
+        for each in ("there", f"evals/{teacher_folder.parent.name}--{teacher_folder.name}")
+    )
     assert json.loads(there.read_text())["metrics"] == json.loads(named.read_text())["metrics"]
     domain = f"bits_per_byte.domains.some={{kind: files, paths: ['{texts_folder}/heldout/0.txt']}}"
     printed = json.loads(limbeck("eval", teacher_folder, "--eval", "bits_per_byte", domain, "--json").out)
     assert printed["evals"]["bits_per_byte"]["metrics"]["bits_per_byte_some"]["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "folder"), [("a/model", "a--model"), ("b/c/model", "c--model"), ("model", "model"), ("../model", "model")]
+)
+def test_two_models_of_one_last_name_have_a_folder_each(target: str, folder: str) -> None:
+    assert default_folder(target) == Path("evals") / folder
 
 
 def test_mistakes_are_one_line(limbeck: Command, trained: Path, teacher_folder: Path, tmp_path: Path) -> None:

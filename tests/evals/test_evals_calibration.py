@@ -191,6 +191,7 @@ def test_all_of_it_is_float64_arithmetic_on_whole_distributions(teacher_folder: 
         by_hand(confidence_p, (top_p_N == target_N).astype(float).tolist(), 9), rel=1e-4
     )
     assert all(sum(each["count"]) == len(target_N) == details["positions"] for each in diagrams.values())
+    assert (details["teacher"]["window"], details["teacher"]["overlap"]) == (48, 16), "of tiny_models.teacher_of"
     assert details["teacher"]["accuracy"] == pytest.approx((top_p_N == target_N).mean())
     assert details["teacher"]["entropy_nats"] == pytest.approx(-(p_NV * log_p_NV).sum(1).mean(), rel=1e-5)
 

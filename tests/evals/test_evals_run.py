@@ -1,23 +1,27 @@
 """Which evaluations are made, which are kept, and that all of them are looked at before the first is made."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_models import opened
-from tiny_world import make_tokenizer
+from tiny_world import make_teacher, make_tokenizer
 
 from limbeck.errors import LimbeckError
 from limbeck.eval_results import EvalResult, Metric, read_results, write_result
 from limbeck.evals import bits_per_byte, copying
+from limbeck.evals.dependence import subject_of
 from limbeck.evals.run import run_evals
 from limbeck.evals.subject import EvalModel
 from limbeck.spec.data import FileTexts
 from limbeck.spec.evals.bits_per_byte import BitsPerByte
+from limbeck.spec.evals.calibration import Calibration
 from limbeck.spec.evals.copying import Copying
 from limbeck.spec.evals.generation import Generation
+from limbeck.spec.evals.harness import Harness
 
 
 @pytest.fixture
@@ -57,6 +61,38 @@ def test_what_is_there_is_not_made_again(model: EvalModel, made: list[str], tmp_
     result = run_evals(changed, evals, folder=tmp_path)["bits_per_byte"]
     assert made[4:] == ["bits_per_byte", "copying", "bits_per_byte", "copying"]
     assert result.metrics["bits_per_byte"].n == 1 and result.subject["heldout"]["paths"] == [f"{texts_folder}/heldout/0.txt"]
+
+
+def test_what_a_result_depends_on(
+    teacher_folder: Path, texts_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files by their contents and folders by their files' sizes, a teacher's weights, and the processor where time counts."""
+    document, teacher, tasks = tmp_path / "a.txt", tmp_path / "teacher", tmp_path / "tasks"
+    document.write_text("one", encoding="utf-8")
+    shutil.copytree(teacher_folder, teacher)
+    tasks.mkdir()
+    model = opened(teacher_folder, FileTexts(paths=(f"{tmp_path}/*.txt",)), teacher=teacher)
+    harness = Harness(tasks=("t",), include_path=str(tasks))
+    chats = Generation(end_chats=str(tmp_path / "chats.jsonl"))
+    read = lambda: [subject_of(model, spec) for spec in (Copying(), Calibration(), chats, harness)]  # noqa: E731
+
+    def changed() -> list[bool]:
+        nonlocal known
+        known, before = read(), known
+        return [one != other for one, other in zip(known, before, strict=True)]
+
+    known = read()
+    assert changed() == [False] * 4
+    document.write_text("two", encoding="utf-8")
+    assert changed() == [True] * 4
+    (tmp_path / "chats.jsonl").write_text("{}", encoding="utf-8")
+    assert changed() == [False, False, True, False]
+    (tasks / "task.yaml").write_text("task: t", encoding="utf-8")
+    assert changed() == [False, False, False, True]
+    make_teacher(teacher, seed=1)
+    assert changed() == [False, True, False, False]
+    monkeypatch.setattr("limbeck.evals.dependence.processor_name", lambda: "another")
+    assert changed() == [False, False, True, False]
 
 
 def test_again_generates_anew(model: EvalModel, tmp_path: Path) -> None:

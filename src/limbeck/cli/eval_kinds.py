@@ -52,9 +52,15 @@ def show_kinds(
 
 
 def default_folder(target: str) -> Path:
-    """Where results are kept unless it is said: in a run, or under the name of anything else."""
+    """Where results are kept unless it is said: in a run, or under the name of anything else, with that of what it lies in.
+
+    `a/model` and `b/model` are two models.
+    """
     path = Path(target)
-    return path if is_run(target) else Path(FOLDER) / (path.stem if path.is_file() else path.name)
+    if is_run(target):
+        return path
+    parts = [*path.parent.parts, path.stem if path.is_file() else path.name]
+    return Path(FOLDER) / "--".join([part for part in parts if part.strip("./\\")][-2:])
 
 
 def _show_untrained(target: str, *, overrides: list[str], output: Path | None, again: bool, as_json: bool) -> None:

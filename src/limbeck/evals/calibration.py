@@ -148,7 +148,7 @@ def measure(model: EvalModel, spec: Calibration) -> tuple[dict[str, Metric], dic
         "bins": spec.bins,
         "window": context.window,
         "overlap": context.overlap,
-        "teacher": _teacher_details(reference, found),
+        "teacher": _teacher_details(model, reference, found),
         "reliability": {name: each.diagram for name, each in diagrams.items()},
     }
     return metrics, details
@@ -204,12 +204,14 @@ def _diagrams(found: Columns, *, bins: int, teacher: bool) -> dict[str, Reliabil
     }
 
 
-def _teacher_details(reference: Reference | None, found: Columns) -> dict[str, Any] | None:
-    if reference is None:
+def _teacher_details(model: EvalModel, reference: Reference | None, found: Columns) -> dict[str, Any] | None:
+    """It reads windows of its own, whatever those of the student are."""
+    if reference is None or model.teacher is None:
         return None
     means = {name: float(found[f"teacher_{name}"].mean()) for name in ("correct", "confidence", "entropy")}
     values = {"accuracy": means["correct"], "confidence": means["confidence"], "entropy_nats": means["entropy"]}
-    return {"name": reference.teacher, **values, "bits_per_byte": reference.bits_per_byte}
+    context = model.teacher.context.model_dump(include={"window", "overlap"})
+    return {"name": reference.teacher, **values, "bits_per_byte": reference.bits_per_byte, **context}
 
 
 def _mean(found: Columns, column: str) -> Estimate:

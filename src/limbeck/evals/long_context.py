@@ -24,6 +24,7 @@ import torch
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.eval_results import Metric
 from limbeck.evals.chat import stop_ids
+from limbeck.evals.dependence import subject_of
 from limbeck.evals.generate import decoding_settings
 from limbeck.evals.ruler import make, runs_out, score, tokens_to_generate
 from limbeck.evals.ruler_material import read_material
@@ -191,7 +192,8 @@ def _identity(model: EvalModel, spec: LongContext) -> dict[str, Any]:
     """Whose answers a file keeps, and to what."""
     read = model.heldout.model_dump(mode="json") if spec.essays is None and model.heldout is not None else None
     identity = {"spec": spec.model_dump(mode="json"), "texts": read, "model": model.reader.identity, "name": model.name}
-    return {**identity, "tokenizer": model.tokenizer.fingerprint, "stop_ids": stop_ids(model) if spec.generate else None}
+    identity |= {"tokenizer": model.tokenizer.fingerprint, "files": subject_of(model, spec)["files"]}
+    return {**identity, "stop_ids": stop_ids(model) if spec.generate else None}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Running evaluations on one model: each kind measures it, and each result is kept at once.
 
-A result that is there already, of the same settings, model, texts and teacher, is not made again.
+A result that is there already, of the same settings, model, teacher and contents of files, is not made again.
 """
 
 import importlib
@@ -10,6 +10,7 @@ from typing import Any
 
 from limbeck.eval_results import FOLDER, EvalResult, Metric, read_results, write_result
 from limbeck.evals import artifact, bits_per_byte, calibration, copying, generation, gsm, harness, latency, long_context
+from limbeck.evals.dependence import subject_of
 from limbeck.evals.subject import EvalModel
 from limbeck.paths import require_writable
 from limbeck.runs import environment
@@ -44,13 +45,13 @@ def run_evals(model: EvalModel, evals: Mapping[str, Eval], *, folder: Path, agai
             generations.unlink(missing_ok=True)  # its seconds are measured, too
         metrics, details = measure(model, spec, generations=generations)
         where = environment(str(model.reader.device))
-        results[name] = EvalResult(spec.kind, name, model.name, values, metrics, details, where, model.described)
+        results[name] = EvalResult(spec.kind, name, model.name, values, metrics, details, where, subject_of(model, spec))
         write_result(folder, results[name])
     return {name: results[name] for name in evals}
 
 
 def _is_of(known: EvalResult, model: EvalModel, spec: Eval) -> bool:
-    return known.spec == spec.model_dump(mode="json") and known.subject == model.described
+    return known.spec == spec.model_dump(mode="json") and known.subject == subject_of(model, spec)
 
 
 def check(model: EvalModel, evals: Mapping[str, Eval]) -> None:

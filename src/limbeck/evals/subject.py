@@ -73,7 +73,7 @@ class EvalModel:
 
     @property
     def described(self) -> dict[str, Any]:
-        """All that a result depends on but the evaluation's own settings. Files of texts go by their names."""
+        """The model and what it is held against. Files of texts go by their names (their contents: `evals/dependence.py`)."""
         known = self.reader.weights != "unknown"
         return {
             "weights": self.reader.weights if known else self.name,
