@@ -169,7 +169,7 @@ def test_reasoning_that_is_too_long_or_damaged_is_said_in_one_line(tiny, tmp_pat
         return len(backend(f"Q: a?\nA: {reasoning} The answer is 2.")["input_ids"])  # and the start token, less the last
 
     words = next(words for words in range(80, 140) if write(words) > 256)
-    with pytest.raises(SpecError, match=r"line 1 has 25[78] with its whole answer: set gsm.answer_nats=false"):
+    with pytest.raises(SpecError, match=r"line 1 has 25[78] with its reasoning and answer: set gsm.answer_nats=false"):
         gsm.check(tiny, asked)
     gsm.check(tiny, asked.model_copy(update={"answer_nats": False}))
     assert write(words - 1) <= 256

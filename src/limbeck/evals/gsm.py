@@ -42,11 +42,7 @@ def check(model: EvalModel, spec: Gsm) -> None:
             needed = sum(map(len, _answered(model, problem, prompt, spec))) - 1  # nothing is predicted after the last
             if needed > model.longest:
                 raise SpecError(
-<<<<<<< HEAD
-                    f"{model.name} reads {model.longest} tokens, and {problem.name} has {needed} with its whole answer: "
-=======
                     f"{model.name} reads {model.longest} tokens; {problem.name} has {needed} with its reasoning and answer: "
->>>>>>> 493b8225ca106df3db89df9658d0a4be378a540b
                     "set gsm.answer_nats=false, fewer gsm.shots or other problems"
                 )
 
