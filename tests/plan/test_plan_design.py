@@ -13,7 +13,7 @@ from limbeck.plan.design import Design, Grid, design, member_of
 from limbeck.plan.design_file import write_design
 from limbeck.plan.family import Member
 from limbeck.spec.load import load_recipe, load_study
-from limbeck.study.expand import expand, teacher_arms, waves
+from limbeck.study.expand import expand, recipes_of, teacher_cells, waves
 
 CONTEXT, VOCABULARY = 4096, 32_768
 LAYERS = {"143m": 9, "198m": 10, "546m": 14, "1.82b": 21}
@@ -149,10 +149,10 @@ def test_the_file_is_a_study_whose_recipes_are_what_was_designed(whole: Design, 
     path = tmp_path / "design" / "laws.yaml"
     write_design(whole, path)
     study = load_study(str(path))
-    assert study.model_dump() == {**whole.study}
-    recipes = expand(study, output="results", overrides={})
+    assert study.model_dump(exclude_unset=True) == {**whole.study}
+    recipes = recipes_of(expand(study, output="results", overrides={}))
     assert [len(wave) for wave in waves(recipes)] == [16, 54]
-    assert teacher_arms(recipes) == {arm.arm: arm.teacher for arm in whole.arms if arm.teacher is not None}
+    assert teacher_cells(recipes) == {arm.arm: arm.teacher for arm in whole.arms if arm.teacher is not None}
     for arm in whole.arms:
         recipe = recipes[arm.arm]
         assert recipe.budget.amount == arm.tokens
