@@ -240,7 +240,7 @@ def test_an_arm_that_diverges_stops_no_other(recipe_file: Path, tmp_path: Path, 
     described = {"name": "one-diverges", "recipe": str(recipe_file), "control": "ce", "arms": arms}
     study.write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
     result = run_study(load_study(str(study)), output=str(tmp_path / "results"), overrides={})
-    found = {arm["arm"]: arm for arm in result.as_json()["arms"]}
+    found = {cell["cell"]: cell for cell in result.as_json()["cells"]}
     assert found["wild"]["bits_per_byte"] is None
     assert found["wild"]["kl_to_teacher_nats"] is None
     assert found["wild"]["tokens"] < 8 * 4 * 32
