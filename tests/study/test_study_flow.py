@@ -185,3 +185,20 @@ def test_a_teacher_is_not_shown_more_than_it_was_trained_to_read(recipe_file: Pa
     ):
         run_study(study, output=str(output), overrides={})
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("evals", "said"),
+    [
+        ({"maths": {"kind": "gsm", "path": "nowhere.jsonl"}}, r"evals\.maths\.path=nowhere\.jsonl does not exist"),
+        ({"loops": {"kind": "generation", "prompts": "none.txt"}}, r"evals\.loops\.prompts=none\.txt does not exist"),
+        ({"tasks": {"kind": "harness", "tasks": ["piqa"]}}, r"evals\.tasks needs the package lm-eval"),
+    ],
+)
+def test_what_an_evaluation_lacks_is_told_before_anything_is_trained(
+    recipe_file: Path, output: Path, evals: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limbeck.study.needs.find_spec", lambda name: None)
+    with pytest.raises(SpecError, match=said):
+        run_study(study_of(recipe_file, evals=evals), output=str(output), overrides={})
+    assert not output.exists()

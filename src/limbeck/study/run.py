@@ -30,6 +30,7 @@ from limbeck.spec.study import Study
 from limbeck.study.controls import Decided, Spent, compared_with, decisions, with_controls, with_named_controls
 from limbeck.study.expand import Cells, expand, recipes_of, teacher_cells, waves
 from limbeck.study.launch import run_tasks, slots_of
+from limbeck.study.needs import check_evals
 from limbeck.study.outcomes import forget_outcome, keep_outcome, read_outcomes
 from limbeck.study.report import keep_study, write_report_of
 from limbeck.study.tasks import FIDELITY, Outcome, Task
@@ -89,6 +90,7 @@ def run_study(
     """
     cells = open_cells(study, output=output, overrides=overrides)
     chosen = chosen_cells(cells, only)
+    check_evals(study.evals)
     slots = slots_of(study.launch, memory_bytes=max(_memory(cell.recipe) for cell in cells.values()))
     teachers: dict[str, Outcome] = {}
     with only_one(Path(output)):
