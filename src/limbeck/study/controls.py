@@ -123,18 +123,20 @@ def _control(study: Study, cell: Cell, basis: Basis, spent: Spent) -> Recipe | N
             return alone
         case "flops", Flops(teacher_share=share) if share == study.teacher_share:
             return alone.model_copy(update={"budget": Flops(amount=budget.amount)})
-    if cell.name not in spent:
+    amount = cost(spent.get(cell.name, {}), basis, teacher_share=study.teacher_share)
+    if amount is None:
         return None
-    amount = cost(spent[cell.name], basis, teacher_share=study.teacher_share)
     kinds = {"tokens": Tokens, "seconds": Seconds, "flops": Flops}
     return alone.model_copy(update={"budget": kinds[basis](amount=amount)})
 
 
-def cost(spent: Mapping[str, Any], basis: Basis, *, teacher_share: float) -> float:
-    """What a run has spent of a basis."""
-    if basis == "flops":
-        return float(spent["student_flops"]) + teacher_share * float(spent["teacher_flops"])
-    return float(spent[basis])
+def cost(spent: Mapping[str, Any], basis: Basis, *, teacher_share: float) -> float | None:
+    """What a run has spent of a basis; None where that is not known."""
+    if basis != "flops":
+        return float(spent[basis]) if basis in spent else None
+    if not {"student_flops", "teacher_flops"} <= spent.keys():
+        return None
+    return float(spent["student_flops"]) + teacher_share * float(spent["teacher_flops"])
 
 
 def _match(study: Study, recipe: Recipe, basis: Basis, cells: Cells, spent: Spent) -> Cell | None:
@@ -155,10 +157,9 @@ def _match(study: Study, recipe: Recipe, basis: Basis, cells: Cells, spent: Spen
 
 def _amount(cell: Cell, basis: Basis, spent: Spent, *, study: Study) -> float | None:
     """What a control has, or will have, spent of a basis."""
-    if cell.name in spent:
-        return cost(spent[cell.name], basis, teacher_share=study.teacher_share)
+    had = cost(spent.get(cell.name, {}), basis, teacher_share=study.teacher_share)
     budget = cell.recipe.budget
-    return budget.amount if budget.kind == basis else None
+    return budget.amount if had is None and budget.kind == basis else had
 
 
 def _without_budget(recipe: Recipe) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def predict(study: Study, cells: Cells, *, without_stores: Container[str] = ()) 
     """Price all cells and the controls that they will need, on the study's hardware. `without_stores`: those that are there."""
     speed = flops_per_second(study)
     first = Predicted(cells, _priced(cells, speed=speed, without_stores=without_stores))
-    spent = {name: found for name, prediction in first.by_cell.items() if (found := _spending(prediction)) is not None}
+    spent = {name: _spending(prediction) for name, prediction in first.by_cell.items()}
     everything = with_controls(study, cells, spent=spent)
     return Predicted(everything, _priced(everything, speed=speed, without_stores=without_stores))
 
@@ -88,11 +88,11 @@ def flops_per_second(study: Study) -> float:
     return sustained_flops_per_second(find_device(hardware.device), utilisation=hardware.utilisation, count=hardware.count)
 
 
-def _spending(prediction: Prediction) -> dict[str, Any] | None:
-    """As a run's summary would say it; None where the planner cannot."""
+def _spending(prediction: Prediction) -> dict[str, Any]:
+    """As a run's summary would say it, as far as the planner can."""
     values = asdict(prediction)
-    found = {name: values[name] for name in ("tokens", "seconds", "student_flops", "teacher_flops")}
-    return None if None in found.values() else found
+    names = ("tokens", "seconds", "student_flops", "teacher_flops")
+    return {name: values[name] for name in names if values[name] is not None}
 
 
 def _priced(cells: Cells, *, speed: float, without_stores: Container[str]) -> StudyPrice:

@@ -93,7 +93,7 @@ def attempt(task: Task) -> Outcome:
         return Outcome("failed", str(error))
     except Exception as error:  # memory that is full, an error in a custom loss: the other cells can be run all the same
         traceback.print_exc()
-        return Outcome("failed", f"{type(error).__name__}: {first_line(error)} (traceback above)")
+        return Outcome("failed", f"{type(error).__name__}: {first_line(error)}")
     return Outcome("finished")
 
 
