@@ -25,6 +25,7 @@ from limbeck.signals.places import is_published
 from limbeck.spec.base import nearest
 from limbeck.spec.evals import Eval
 from limbeck.spec.evals.artifact import Artifact
+from limbeck.spec.launch import Launch, Local
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import Study
 from limbeck.study.controls import Decided, Spent, compared_with, decisions, with_controls, with_named_controls
@@ -91,7 +92,7 @@ def run_study(
     cells = open_cells(study, output=output, overrides=overrides)
     chosen = chosen_cells(cells, only)
     check_evals(study.evals)
-    slots = slots_of(study.launch, memory_bytes=max(_memory(cell.recipe) for cell in cells.values()))
+    slots = _slots(study.launch, cells)
     teachers: dict[str, Outcome] = {}
     with only_one(Path(output)):
         keep_study(study, output=Path(output), overrides=overrides)
@@ -272,6 +273,13 @@ def _do(study: Study, tasks: Sequence[Task], *, output: Path, slots: int) -> dic
     for task in tasks:
         forget_outcome(output, task.name)
     return run_tasks(tasks, launch=study.launch, folder=output / "tasks", slots=min(slots, len(tasks)), report=report)
+
+
+def _slots(launch: Launch, cells: Cells) -> int:
+    """How many cells run at once; sizes, which need not be known, are asked for only where there may be more than one."""
+    if isinstance(launch, Local) and launch.jobs == 1:
+        return 1
+    return slots_of(launch, memory_bytes=max(_memory(cell.recipe) for cell in cells.values()))
 
 
 def _memory(recipe: Recipe) -> float:
