@@ -223,10 +223,6 @@ class Arms:
         """The arm of that name."""
         return next(arm for arm in self.all if arm.name == name)
 
-    def arm_of(self, cell: str) -> Arm:
-        """The arm to which a cell belongs."""
-        return self.named(self.by_cell[cell].cell.arm)
-
     def is_control(self, arm: Arm) -> bool:
         """Whether others are held against it as their control."""
         return any(member.name in self.control_cells for member in arm.members)
