@@ -9,8 +9,10 @@ from limbeck.spec.base import Spec
 from limbeck.spec.budget import Budget
 from limbeck.spec.data import Data
 from limbeck.spec.objective import Objective, check_signal, needs_teacher
+from limbeck.spec.on_policy import OnPolicy
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
 from limbeck.spec.parallel import Parallel, Replicated, Sharded
+from limbeck.spec.placement import Placement, SameDevice
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
 from limbeck.spec.sinks import Sink
 from limbeck.spec.student import HuggingFaceStudent, Student, UpcycledStudent
@@ -53,6 +55,8 @@ class Recipe(Spec):
     store: str | None = None
     """The signal store; None: `<output>/stores/<teacher>-<signal>`."""
     objective: Objective
+    on_policy: OnPolicy | None = None
+    """The student also reads what it or its teacher writes; None: the texts alone."""
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Cosine()
     quantisation_aware: QuantisationAware | None = None
@@ -65,6 +69,8 @@ class Recipe(Spec):
     checkpoint: Checkpoint = Checkpoint()
     parallel: Parallel = Replicated()
     """How processes that `torchrun` started share the student."""
+    placement: Placement = SameDevice()
+    """Where a live teacher runs."""
     activation_checkpointing: bool = False
     """Blocks keep their inputs alone and compute again in the backward pass: less memory, a third more work, same numbers."""
     compile: bool = False

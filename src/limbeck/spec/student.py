@@ -26,6 +26,7 @@ from limbeck.spec.layout import (
     MlpLayout,
 )
 from limbeck.spec.parts import Activation, Positions, QkNorm, Rope, SharedExpert, Yarn
+from limbeck.spec.prune import Pruning
 
 
 class _Family(Spec):
@@ -432,7 +433,7 @@ class UpcycledStudent(_Family):
 
 
 class HuggingFaceStudent(_Family):
-    """A causal language model that exists, whose training goes on: all of it, or an adapter beside it.
+    """A causal language model that exists, pruned or whole, whose training goes on: all of it, or an adapter beside it.
 
     Its own dropout is off, and so are its auxiliary losses.
     """
@@ -443,6 +444,8 @@ class HuggingFaceStudent(_Family):
     revision: str | None = None
     trust_remote_code: bool = False
     """Runs Python code that comes with the model. Off unless asked for by name."""
+    prune: Pruning | None = None
+    """What is taken out of it first; None: nothing."""
     adapter: Adapter | None = None
     """None: every parameter is trained."""
     vocab_size: PositiveInt | None = None
