@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from limbeck.report.from_runs import view_of_runs
+from limbeck.report.study_page import write_study_report
 from limbeck.runs import open_run
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
@@ -43,6 +45,20 @@ def test_a_budget_is_reached_and_not_overrun(values: dict[str, Any], budget: dic
     records = run(values, **CE, budget=budget)
     assert [record["step"] for record in records] == list(range(1, steps + 1))
     assert [record["tokens"] for record in records] == [TOKENS_PER_STEP * step for step in range(1, steps + 1)]
+
+
+def test_a_budget_of_no_steps_measures_the_student_as_it_begins(values: dict[str, Any]) -> None:
+    path = train(recipe_of(values, **CE, budget={"kind": "steps", "amount": 0}, name="untrained"))
+    run = open_run(path)
+    assert run.events("train") == [] and run.summary is not None and run.summary["tokens"] == 0
+    student = open_setup(recipe_of(values, **CE)).student
+    saved = load_file(path / "student" / "model.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in student.state_dict().items())
+    assert run.summary["bits_per_byte"] == run.events("eval")[-1]["bits_per_byte"] > 1
+    beside = train(recipe_of(values, **CE, budget={"kind": "steps", "amount": 2}, name="trained"))
+    runs = {each.name: open_run(each) for each in (beside, path)}
+    view = view_of_runs(runs, control="trained", stores=[], title="both", command="")
+    assert "untrained" in write_study_report(view, folder=path.parent / "report").read_text(encoding="utf-8")
 
 
 def test_flops_of_the_student_are_counted(values: dict[str, Any]) -> None:

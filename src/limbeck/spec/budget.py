@@ -15,10 +15,10 @@ class Tokens(Spec):
 
 
 class Steps(Spec):
-    """Optimizer steps."""
+    """Optimizer steps; 0 trains nothing and measures the student as it begins."""
 
     kind: Literal["steps"] = "steps"
-    amount: float = Field(gt=0)
+    amount: float = Field(ge=0)
 
 
 class Seconds(Spec):

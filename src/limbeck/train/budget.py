@@ -23,8 +23,8 @@ def spent(budget: Budget, costs: Costs) -> float:
 
 
 def fraction(budget: Budget, costs: Costs) -> float:
-    """The share of the budget that is spent; at 1 or more the run is over."""
-    return spent(budget, costs) / budget.amount
+    """The share of the budget that is spent; at 1 or more the run is over. Of no budget all is spent."""
+    return spent(budget, costs) / budget.amount if budget.amount else 1.0
 
 
 def fraction_of(budget: Budget, record: Mapping[str, Any]) -> float:

@@ -73,7 +73,7 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) 
         },
         student_flops_per_token=setup.student_costs.forward_flops,
         teacher_flops_per_token=setup.teacher_flops_per_scored_token,
-        tokens_per_second=costs.tokens / costs.seconds,
+        tokens_per_second=costs.tokens / costs.seconds if costs.seconds else None,
         precision=str(setup.dtype).removeprefix("torch."),
         teacher=_teacher(setup),
         start=asdict(setup.start) if setup.start is not None else None,
