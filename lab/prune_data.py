@@ -1,13 +1,13 @@
 """The texts of the prune studies: chat prompts, prose, and a teacher's answers as chats and as documents.
 
-    python lab/prune_data.py prompts -o out/prune          # prompts.jsonl, heldout-prompts.jsonl, prose.jsonl, heldout-prose.jsonl
-    limbeck eval TEACHER --eval generation generation.prompts=out/prune/prompts.jsonl …      # the teacher answers: lab/prune.yaml
+    python lab/prune_data.py prompts -o out/prune
+    limbeck eval TEACHER --eval generation generation.prompts=out/prune/prompts.jsonl …   # it answers: lab/prune.yaml
     python lab/prune_data.py chats GENERATIONS --prompts out/prune/prompts.jsonl --tokenizer TEACHER -o out/prune/chats
 
-Prompts are made of a few patterns and of sentences from State of the Union addresses; problems with numbers are drawn anew, from
-patterns that are none of GSM-symbolic's. Answers that did not end by themselves are left out. `-o out/prune/chats` writes
-`chats.jsonl` (messages) and `chats-text.jsonl` (documents: the chat as the template renders it, without the start and end tokens
-that every document gets).
+`prompts` writes prompts.jsonl, heldout-prompts.jsonl, prose.jsonl and heldout-prose.jsonl. Prompts are made of a few patterns
+and of sentences from State of the Union addresses; problems with numbers are drawn anew, from patterns that are none of
+GSM-symbolic's. `chats` writes chats.jsonl (messages) and chats-text.jsonl (documents: the chat as the template renders it,
+without the start and end tokens that every document gets) of the answers that ended by themselves.
 """
 
 import argparse
@@ -25,16 +25,22 @@ from limbeck.spec.data import SotuTexts
 NAMES = "Anna Ben Carla David Emma Felix Grace Hugo Iris Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor".split()
 THINGS = "apples books pencils marbles stickers coins cards shells stamps flowers cookies balloons".split()
 NOUNS = (
-    "a river, a bridge, gravity, a telescope, the moon, rain, a battery, bread, a library, democracy, a bee, oxygen, a volcano, "
-    "a glacier, money, a shadow, an echo, a vaccine, a map, a compass, paper, glass, a train, a harbor, a desert, a lighthouse, "
-    "an orchestra, a garden, a clock, a kite, salt, honey, silk, a novel, a poem, a budget, an election, a museum, a farm, a mill"
+    "a river, a bridge, gravity, a telescope, the moon, rain, a battery, bread, a library, democracy, a bee, oxygen, a "
+    "volcano, a glacier, money, a shadow, an echo, a vaccine, a map, a compass, paper, glass, a train, a harbor, a desert, "
+    "a lighthouse, an orchestra, a garden, a clock, a kite, salt, honey, silk, a novel, a poem, a budget, an election, a "
+    "museum, a farm, a mill"
 ).split(", ")
-ADJECTIVES = "hot happy big fast dark early strong quiet cheap rich empty soft brave clean sharp wide young bright deep easy".split()
+ADJECTIVES = (
+    "hot happy big fast dark early strong quiet cheap rich empty soft brave clean sharp wide young bright deep easy"
+).split()
 COUNTRIES = (
-    "France, Japan, Brazil, Egypt, Canada, Kenya, Norway, India, Peru, Poland, Greece, Mexico, China, Spain, Italy, Cuba, Chile, "
-    "Ireland, Turkey, Sweden, Portugal, Austria, Germany, Argentina, Morocco, Vietnam, Thailand, Finland, Denmark, Hungary"
+    "France, Japan, Brazil, Egypt, Canada, Kenya, Norway, India, Peru, Poland, Greece, Mexico, China, Spain, Italy, Cuba, "
+    "Chile, Ireland, Turkey, Sweden, Portugal, Austria, Germany, Argentina, Morocco, Vietnam, Thailand, Finland, Denmark, "
+    "Hungary"
 ).split(", ")
-TOPICS = "the sea, autumn, a lost key, an old dog, the first snow, a long journey, music, friendship, a city at night, hope".split(", ")
+TOPICS = (
+    "the sea, autumn, a lost key, an old dog, the first snow, a long journey, music, friendship, a city at night, hope"
+).split(", ")
 
 
 def problem(draw: random.Random) -> str:
@@ -96,11 +102,12 @@ def _write(path: Path, values: list[dict[str, object]]) -> None:
 def write_prompts(output: Path) -> None:
     """Prompts as chats, and prose."""
     for name, years, count, seed in (("prompts", (1950, 1989), 1600, 0), ("heldout-prompts", (1991, 2100), 64, 1)):
-        asked = [{"messages": [{"role": "user", "content": text}]} for text in prompts(_sentences(*years), count=count, seed=seed)]
+        texts = prompts(_sentences(*years), count=count, seed=seed)
+        asked = [{"messages": [{"role": "user", "content": text}]} for text in texts]
         _write(output / f"{name}.jsonl", asked)
     for name, years in (("prose", (1950, 1989)), ("heldout-prose", (1991, 2100))):
-        texts = read_documents(SotuTexts(first_year=years[0], last_year=years[1], split_bytes=1500))
-        _write(output / f"{name}.jsonl", [{"text": document.text} for document in texts])
+        prose = read_documents(SotuTexts(first_year=years[0], last_year=years[1], split_bytes=1500))
+        _write(output / f"{name}.jsonl", [{"text": document.text} for document in prose])
 
 
 def write_chats(generations: Path, prompts_file: Path, tokenizer_folder: str, output: Path) -> None:
@@ -109,7 +116,8 @@ def write_chats(generations: Path, prompts_file: Path, tokenizer_folder: str, ou
     start, end = (tokenizer.backend.convert_ids_to_tokens(each) for each in (tokenizer.start_id, tokenizer.end_id))
     asked = [json.loads(line)["messages"] for line in prompts_file.read_text(encoding="utf-8").splitlines()]
     chats, texts = [], []
-    for messages, sample in zip(asked, read_in_order(generations), strict=False):
+    for sample in read_samples(generations):
+        messages = asked[int(sample.name.rsplit(" ", 1)[-1]) - 1]  # "prompts.jsonl, line 3"
         if not sample.stopped or not sample.text.strip():
             continue
         whole = [*messages, {"role": "assistant", "content": sample.text}]
@@ -118,11 +126,6 @@ def write_chats(generations: Path, prompts_file: Path, tokenizer_folder: str, ou
         texts.append({"text": rendered})
     _write(output / "chats.jsonl", chats)
     _write(output / "chats-text.jsonl", texts)
-
-
-def read_in_order(generations: Path) -> list:  # type: ignore[type-arg]
-    """Samples in the order of their prompts, which are named by their line."""
-    return sorted(read_samples(generations), key=lambda sample: int(sample.name.rsplit(" ", 1)[-1]))
 
 
 def main() -> None:

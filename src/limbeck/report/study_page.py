@@ -16,6 +16,7 @@ from limbeck.report.arms import Arms, arms_of
 from limbeck.report.axes import AxisFinding, AxisOf, axes_of, axis_finding, split
 from limbeck.report.axis_figures import axis_table, draw_axis, setting_table
 from limbeck.report.blocks import Block, Bullets, Drawn, Heading, Paragraph, Source, Table
+from limbeck.report.by_size import draw_by_size
 from limbeck.report.calibration import draw_reliability
 from limbeck.report.cells import StudyView
 from limbeck.report.comparisons import Comparison, comparisons
@@ -121,7 +122,8 @@ _ARMS_NOTE = (
 def _evaluations(view: StudyView, arms: Arms) -> list[Block]:
     names = [name for name in eval_names(arms, view.teachers) if name not in _calibrations(view, arms)]
     tables = [table for name in names for table in _metric_tables(name, view, arms)]
-    return [Heading("Evaluations"), *tables] if tables else []
+    figure = draw_by_size(arms, view.teachers)
+    return [Heading("Evaluations"), *([figure] if figure is not None else []), *tables] if tables else []
 
 
 def _metric_tables(name: str, view: StudyView, arms: Arms) -> list[Table]:
