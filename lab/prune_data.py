@@ -1,19 +1,21 @@
-"""The texts of the prune studies: chat prompts, prose, and a teacher's answers as chats and as documents.
+r"""The texts of the prune studies: chat prompts, prose, and a teacher's answers as chats and as documents.
 
     python lab/prune_data.py prompts -o out/prune
     limbeck eval TEACHER --eval generation generation.prompts=out/prune/prompts.jsonl …   # it answers: lab/prune.yaml
-    python lab/prune_data.py chats GENERATIONS --prompts out/prune/prompts.jsonl --tokenizer TEACHER -o out/prune/chats
+    python lab/prune_data.py chats GENERATIONS --prompts out/prune/prompts.jsonl --prose out/prune/prose.jsonl \
+      --tokenizer TEACHER -o out/prune/chats
 
-`prompts` writes prompts.jsonl, heldout-prompts.jsonl, prose.jsonl and heldout-prose.jsonl. Prompts are made of a few patterns
-and of sentences from State of the Union addresses; problems with numbers are drawn anew, from patterns that are none of
-GSM-symbolic's. `chats` writes chats.jsonl (messages) and chats-text.jsonl (documents: the chat as the template renders it,
-without the start and end tokens that every document gets) of the answers that ended by themselves.
+`prompts` writes prompts, prose and easy sums in words, each for training and held out. Prompts are made of a few patterns and
+of sentences from State of the Union addresses; problems with numbers are drawn anew, from patterns that are none of
+GSM-symbolic's. `chats` writes, of the answers that ended by themselves, chats.jsonl (messages), chats-text.jsonl (texts: the
+chat as the template renders it, without the start and end tokens that every document gets), and mixture.jsonl: these documents
+and as many bytes of prose.
 """
 
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from limbeck.data.texts import read_documents
@@ -60,6 +62,20 @@ def problem(draw: random.Random) -> str:
     return draw.choice(patterns)
 
 
+def sum_of(draw: random.Random) -> dict[str, str]:
+    """A sum in words with its answer, as GSM8K writes it."""
+    one, two = draw.sample(NAMES, 2)
+    thing, a, b, c = draw.choice(THINGS), draw.randint(2, 12), draw.randint(2, 12), draw.randint(2, 6)
+    found = (
+        (f"{one} has {a + b} {thing}. {one} gives {b} of them to {two}. How many {thing} does {one} have left?", a),
+        (f"{one} has {a} {thing} and {two} has {b} {thing}. How many {thing} do they have together?", a + b),
+        (f"A box holds {c} {thing}. How many {thing} are there in {a} boxes?", a * c),
+        (f"{one} had {a} {thing} and finds {b} more. How many {thing} does {one} have now?", a + b),
+    )
+    question, answer = draw.choice(found)
+    return {"question": question, "answer": f"#### {answer}"}
+
+
 def request(draw: random.Random, sentences: list[str]) -> str:
     """A short request of some other kind."""
     sentence = draw.choice(sentences)
@@ -87,13 +103,21 @@ def prompts(sentences: list[str], *, count: int, seed: int) -> Iterator[str]:
             yield text
 
 
+def _different_sums(count: int, *, seed: int) -> list[dict[str, str]]:
+    draw, found = random.Random(seed), {}
+    while len(found) < count:
+        one = sum_of(draw)
+        found[one["question"]] = one
+    return list(found.values())
+
+
 def _sentences(first: int, last: int) -> list[str]:
     texts = [document.text for document in read_documents(SotuTexts(first_year=first, last_year=last))]
     found = [part.strip() for text in texts for part in text.replace("\n", " ").split(". ")]
     return sorted({f"{part}." for part in found if 40 <= len(part) <= 160})
 
 
-def _write(path: Path, values: list[dict[str, object]]) -> None:
+def _write(path: Path, values: Sequence[Mapping[str, object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
     print(path, len(values))
@@ -105,13 +129,14 @@ def write_prompts(output: Path) -> None:
         texts = prompts(_sentences(*years), count=count, seed=seed)
         asked = [{"messages": [{"role": "user", "content": text}]} for text in texts]
         _write(output / f"{name}.jsonl", asked)
+    _write(output / "heldout-sums.jsonl", _different_sums(64, seed=2))
     for name, years in (("prose", (1950, 1989)), ("heldout-prose", (1991, 2100))):
         prose = read_documents(SotuTexts(first_year=years[0], last_year=years[1], split_bytes=1500))
         _write(output / f"{name}.jsonl", [{"text": document.text} for document in prose])
 
 
-def write_chats(generations: Path, prompts_file: Path, tokenizer_folder: str, output: Path) -> None:
-    """The answers that ended by themselves, as chats and as documents."""
+def write_chats(generations: Path, prompts_file: Path, prose_file: Path, tokenizer_folder: str, output: Path) -> None:
+    """The answers that ended by themselves, as chats and as documents; and these with as much prose."""
     tokenizer = load_tokenizer(tokenizer_folder)
     start, end = (tokenizer.backend.convert_ids_to_tokens(each) for each in (tokenizer.start_id, tokenizer.end_id))
     asked = [json.loads(line)["messages"] for line in prompts_file.read_text(encoding="utf-8").splitlines()]
@@ -126,6 +151,19 @@ def write_chats(generations: Path, prompts_file: Path, tokenizer_folder: str, ou
         texts.append({"text": rendered})
     _write(output / "chats.jsonl", chats)
     _write(output / "chats-text.jsonl", texts)
+    _write(output / "mixture.jsonl", [*texts, *_as_much(prose_file, sum(len(text["text"].encode()) for text in texts))])
+
+
+def _as_much(path: Path, size: int) -> Iterator[dict[str, str]]:
+    """Texts of a file in a drawn order, of that many bytes."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    random.Random(0).shuffle(lines)
+    for line in lines:
+        if size <= 0:
+            return
+        text = json.loads(line)["text"]
+        size -= len(text.encode())
+        yield {"text": text}
 
 
 def main() -> None:
@@ -136,6 +174,7 @@ def main() -> None:
     second = verbs.add_parser("chats")
     second.add_argument("generations", type=Path)
     second.add_argument("--prompts", type=Path, required=True)
+    second.add_argument("--prose", type=Path, required=True)
     second.add_argument("--tokenizer", required=True)
     for verb in (first, second):
         verb.add_argument("-o", "--output", type=Path, required=True)
@@ -143,7 +182,7 @@ def main() -> None:
     if given.verb == "prompts":
         write_prompts(given.output)
     else:
-        write_chats(given.generations, given.prompts, given.tokenizer, given.output)
+        write_chats(given.generations, given.prompts, given.prose, given.tokenizer, given.output)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_what_was_left_out_is_told_from_what_diverged(limbeck: Command, study_fi
     outcome = limbeck("study", "run", study_file, "-o", tmp_path / "out")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
-    assert "     kd: left out, its teacher has no finished student" in lines
+    assert "     kd: left out, whom it needs has no finished student" in lines
     assert "teacher: diverged" in lines
     assert lines[-1] == f"report: {tmp_path}/out/report.html"
 
@@ -119,7 +119,7 @@ def test_mistakes_are_one_line(limbeck: Command, study_file: Path, tmp_path: Pat
     for extra in ((), ("--dry-run",)):
         outcome = limbeck("study", "run", study_file, "-o", tmp_path / "out", *extra)
         assert outcome.code == 2
-        assert "teach one another in a circle" in outcome.complaint
+        assert "need one another in a circle" in outcome.complaint
 
 
 def test_the_command_line_runs_a_cell_and_tells_the_state(limbeck: Command, study_file: Path, tmp_path: Path) -> None:

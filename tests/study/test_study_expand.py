@@ -7,9 +7,11 @@ import pytest
 
 from limbeck.errors import SpecError
 from limbeck.spec.base import parse
+from limbeck.spec.student import HuggingFaceStudent
 from limbeck.spec.study import Study
 from limbeck.spec.teacher import HuggingFaceTeacher
-from limbeck.study.expand import Cells, expand
+from limbeck.study.expand import Cells, expand, recipes_of, start_cells, waves
+from limbeck.study.price import predict
 
 
 def study_of(**values: Any) -> Study:
@@ -76,6 +78,29 @@ def test_a_teacher_with_seeds_teaches_the_student_of_its_own_seed_and_one_withou
     cells = cells_of(arms=arms, seeds=[0, 1])
     assert cells["teacher"].recipe.seed == 7
     assert {cells[f"kd-seed{seed}"].recipe.teacher.model for seed in (0, 1)} == {"out/runs/teacher/student"}  # type: ignore[union-attr]
+
+
+def test_an_arm_goes_on_from_another_arms_student_of_its_own_seed() -> None:
+    second = {"student.arm": "first", "student.adapter": {"kind": "lora", "rank": 2}, "objective.kind": "ce"}
+    arms = {"second": second, "first": {"objective.kind": "ce", "student.num_layers": 2}}
+    cells = cells_of(arms=arms, seeds=[0, 1])
+    students = {
+        name: cell.recipe.student for name, cell in cells.items() if isinstance(cell.recipe.student, HuggingFaceStudent)
+    }
+    assert {name: student.model for name, student in students.items()} == {
+        f"second-seed{seed}": f"out/runs/first-seed{seed}/student" for seed in (0, 1)
+    }
+    assert all(student.adapter is not None and student.adapter.rank == 2 for student in students.values())
+    assert waves(recipes_of(cells)) == [["first-seed0", "first-seed1"], ["second-seed0", "second-seed1"]]
+    assert start_cells(recipes_of(cells)) == {f"second-seed{seed}": f"first-seed{seed}" for seed in (0, 1)}
+
+
+def test_the_price_of_going_on_is_that_of_the_student_gone_on_from() -> None:
+    arms = {"first": {"objective.kind": "ce", "seed": 1}, "second": {"student.arm": "first", "objective.kind": "ce"}}
+    study = study_of(arms=arms)
+    first, second = predict(study, expand(study, output="out", overrides={})).price.arms
+    assert (second.params, second.student_flops, second.tokens) == (first.params, first.student_flops, first.tokens)
+    assert first.student_flops is not None and first.student_flops > 6 * first.params
 
 
 def test_teachers_can_be_an_axis() -> None:

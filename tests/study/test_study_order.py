@@ -173,7 +173,7 @@ def test_students_of_a_diverged_teacher_are_left_out_and_the_others_go_on(
     assert trained == ["small", "control", "big", "from-big"]
     said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     assert [line.partition(":")[0] for line in said] == ["from-small", "grandchild"]
-    assert "small, its teacher, has no finished student" in said[0]
+    assert "small, which it needs, has no finished student" in said[0]
     bits = {cell["cell"]: cell["bits_per_byte"] for cell in found.as_json()["cells"]}
     assert [arm for arm, value in bits.items() if value is None] == ["from-small", "small", "grandchild"]
     assert not found.runs["from-small"].exists()
@@ -208,8 +208,8 @@ def test_the_store_of_a_teacher_that_was_trained_again_otherwise_is_refused(reci
 
 def test_arms_in_a_circle_are_refused_before_anything_runs(recipe_file: Path, trained: list[str]) -> None:
     circle = {"a": {"teacher.arm": "b", **CONTEXT}, "b": {"teacher.arm": "a", **CONTEXT}, "control": ALONE}
-    for arms, said in ((circle, "a by b, b by a"), ({**circle, "a": {"teacher.arm": "a", **CONTEXT}}, "a by a, b by a")):
-        with pytest.raises(SpecError, match=rf"teach one another in a circle \({said}\)"):
+    for arms, said in ((circle, "a needs b, b needs a"), ({**circle, "a": {"teacher.arm": "a", **CONTEXT}}, "a needs a, b needs a")):
+        with pytest.raises(SpecError, match=rf"need one another in a circle \({said}\)"):
             run_study(study_of(recipe_file, arms=arms), output=str(recipe_file.with_name("out")), overrides={})
     assert trained == []
     assert not recipe_file.with_name("out").exists()

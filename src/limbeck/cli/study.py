@@ -197,7 +197,7 @@ def _outcome(cell: dict[str, Any], result: "StudyResult") -> str:
     if failed is not None:
         return failed.status
     if not Path(cell["run"]).is_dir():
-        return "left out, its teacher has no finished student" if cell["cell"] in result.left_out else "not run"
+        return "left out, whom it needs has no finished student" if cell["cell"] in result.left_out else "not run"
     if cell["bits_per_byte"] is None:
         return "unfinished"
     kl = f", KL to teacher {cell['kl_to_teacher_nats']:.3f} nats" if cell["kl_to_teacher_nats"] is not None else ""

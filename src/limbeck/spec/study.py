@@ -14,6 +14,8 @@ from limbeck.spec.launch import Launch, Local
 
 TEACHER_ARM = "teacher.arm"
 """The name of the arm, or the cell, that teaches this one: a key of an arm, or of an axis, that no recipe has."""
+STUDENT_ARM = "student.arm"
+"""Likewise that whose student this one goes on from, as a model that exists."""
 OWN_AXES, OWN_SEEDS = "axes", "seeds"
 """The other two keys of an arm that no recipe has."""
 Basis = Literal["tokens", "seconds", "flops"]
@@ -37,6 +39,7 @@ class Arm(Spec):
 
     changes: dict[str, Any] = Field(default_factory=dict)
     teacher: str | None = None
+    student: str | None = None
     axes: dict[str, Axis] = Field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
 
@@ -45,6 +48,7 @@ class Study(Spec):
     """`arms` maps a name to overrides of the recipe, as dotted paths, beside which an arm may have
 
     - `teacher.arm: NAME`: another arm teaches it, by the student that NAME's run leaves;
+    - `student.arm: NAME`: it begins with the student that NAME's run leaves, whatever the recipe's own is;
     - `axes` and `seeds` of its own.
 
     An axis is a dotted path with a list of values, or a name with a mapping from labels to overrides, where one value changes
@@ -136,14 +140,15 @@ class Study(Spec):
     def arm(self, name: str) -> Arm:
         """An arm, its own keys told apart from the recipe's; `ValueError` where they say nothing sensible."""
         values = dict(self.arms[name])
-        teacher, axes, seeds = (values.pop(key, None) for key in (TEACHER_ARM, OWN_AXES, OWN_SEEDS))
+        teacher, student, axes, seeds = (values.pop(key, None) for key in (TEACHER_ARM, STUDENT_ARM, OWN_AXES, OWN_SEEDS))
         if seeds is not None and not (isinstance(seeds, list | tuple) and seeds and all(isinstance(s, int) for s in seeds)):
             raise ValueError(f"arms.{name}.seeds={seeds!r} is not a list of whole numbers")
         try:
             own = labelled(axes or {})
         except ValueError as error:
             raise ValueError(f"arms.{name}: {error}") from None
-        return Arm(changes=values, teacher=teacher, axes=own, seeds=tuple(seeds) if seeds is not None else None)
+        own_seeds = tuple(seeds) if seeds is not None else None
+        return Arm(changes=values, teacher=teacher, student=student, axes=own, seeds=own_seeds)
 
     def layers_of(self, name: str, changes: Mapping[str, Any] | None = None, *, output: str) -> list[dict[str, Any]]:
         """All that sets an arm's recipe apart, where runs lie under `output`: its overrides, then `changes`, of axes and seed.
@@ -156,6 +161,9 @@ class Study(Spec):
         teacher = last.pop(TEACHER_ARM, arm.teacher)
         if teacher is not None:  # a whole new teacher: what the recipe says of its own means nothing to this one
             own["teacher"] = {"kind": "huggingface", "model": f"{output}/runs/{teacher}/student"}
+        student = last.pop(STUDENT_ARM, arm.student)
+        if student is not None:
+            own["student"] = {"kind": "huggingface", "model": f"{output}/runs/{student}/student"}
         return [own, last]
 
     def control_of(self, arm: str) -> str | None:

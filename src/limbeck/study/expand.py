@@ -1,7 +1,7 @@
 """From a study to its cells, one recipe each, and to the order in which they can be trained.
 
 All cells have the same student, texts, budget and seed unless an arm, an axis or a seed sets them apart. A cell whose teacher
-is the student of another cell's run can only be trained after it.
+is the student of another cell's run can only be trained after it, and so can one that begins with that student.
 """
 
 import itertools
@@ -14,7 +14,8 @@ from limbeck.errors import SpecError
 from limbeck.spec.load import load_recipe
 from limbeck.spec.objective import needs_teacher
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.study import TEACHER_ARM, Axis, Basis, Study
+from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.study import STUDENT_ARM, TEACHER_ARM, Axis, Basis, Study
 from limbeck.spec.teacher import HuggingFaceTeacher
 
 
@@ -136,9 +137,10 @@ def _cell(study: Study, place: _Place, *, known: Mapping[str, str], output: str,
     arm = study.arm(place.arm)
     changes = {key: value for _, each in place.values.values() for key, value in each.items()}
     settled: dict[str, Any] = {"name": place.name} | ({"seed": place.seed} if place.seed is not None else {})
-    teacher = changes.get(TEACHER_ARM, arm.teacher)
-    if teacher is not None:
-        settled[TEACHER_ARM] = _teacher_cell(teacher, place, known=known)
+    for key, named in ((TEACHER_ARM, arm.teacher), (STUDENT_ARM, arm.student)):
+        other = changes.get(key, named)
+        if other is not None:
+            settled[key] = _other_cell(key, other, place, known=known)
     recipe = _recipe(study, place.arm, {**changes, **settled}, what=place.name, output=output, overrides=overrides)
     settings = {axis: _value(axis, label, changes) for axis, (label, changes) in place.values.items()}
     return Cell(place.name, place.arm, place.variant, place.seed, settings, recipe)
@@ -160,14 +162,14 @@ def _number(label: str, *, otherwise: Any) -> Any:
         return otherwise
 
 
-def _teacher_cell(teacher: str, place: _Place, *, known: Mapping[str, str]) -> str:
-    """The cell that an arm's `teacher.arm` means: the one of that name, or of that name and the same seed."""
-    for name in (teacher, f"{teacher}-seed{place.seed}"):
+def _other_cell(key: str, other: str, place: _Place, *, known: Mapping[str, str]) -> str:
+    """The cell that an arm's `teacher.arm` or `student.arm` means: the one of that name, or of that name and the same seed."""
+    for name in (other, f"{other}-seed{place.seed}"):
         if name in known:
             return known[name]
-    several = [name for name in set(known.values()) if name.startswith(f"{teacher}-")]
+    several = [name for name in set(known.values()) if name.startswith(f"{other}-")]
     hint = f"; name one of its cells ({', '.join(sorted(several))})" if several else ""
-    raise SpecError(f"arms.{place.arm}: {TEACHER_ARM}={teacher} is not one of the arms{hint}")
+    raise SpecError(f"arms.{place.arm}: {key}={other} is not one of the arms{hint}")
 
 
 def _recipe(
@@ -214,16 +216,31 @@ def teacher_cells(cells: Mapping[str, Recipe]) -> dict[str, str]:
     return {name: teacher for name, teacher in found.items() if teacher is not None}
 
 
+def start_cells(cells: Mapping[str, Recipe]) -> dict[str, str]:
+    """Cell and the cell whose student it begins with."""
+    students = {Path(recipe.run_path, "student").resolve(): name for name, recipe in cells.items()}
+    models = {name: recipe.student.model for name, recipe in cells.items() if isinstance(recipe.student, HuggingFaceStudent)}
+    found = {name: students.get(Path(model).resolve()) for name, model in models.items()}
+    return {name: start for name, start in found.items() if start is not None}
+
+
+def needed_cells(cells: Mapping[str, Recipe]) -> dict[str, tuple[str, ...]]:
+    """Cell and the cells whose students it needs; cells that need none are left out."""
+    either = (teacher_cells(cells), start_cells(cells))
+    found = {name: tuple(dict.fromkeys(each[name] for each in either if name in each)) for name in cells}
+    return {name: needed for name, needed in found.items() if needed}
+
+
 def waves(cells: Mapping[str, Recipe]) -> list[list[str]]:
-    """The cells in the order of training: each wave's teachers are in waves before it. `SpecError` for a circle."""
-    taught_by = teacher_cells(cells)
+    """The cells in the order of training: whom a wave needs is in waves before it. `SpecError` for a circle."""
+    needs = needed_cells(cells)
     waiting = list(cells)
     result: list[list[str]] = []
     while waiting:
-        wave = [name for name in waiting if taught_by.get(name) not in waiting]
+        wave = [name for name in waiting if not any(needed in waiting for needed in needs.get(name, ()))]
         if not wave:
-            circle = ", ".join(f"{name} by {taught_by[name]}" for name in waiting)
-            raise SpecError(f"these arms teach one another in a circle ({circle}): one of them must learn from the text")
+            circle = ", ".join(f"{name} needs {' and '.join(needs[name])}" for name in waiting)
+            raise SpecError(f"these arms need one another in a circle ({circle}): one of them must stand alone")
         result.append(wave)
         waiting = [name for name in waiting if name not in wave]
     return result

@@ -4,7 +4,7 @@ Controls whose budget is what their arm will have spent are priced at what the a
 """
 
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from limbeck.plan.study_price import ArmPrice, StudyPrice, price_study
 from limbeck.report.cells import Prediction
 from limbeck.spec.budget import Budget, Seconds
 from limbeck.spec.recipe import Recipe
+from limbeck.spec.student import HuggingFaceStudent
 from limbeck.spec.study import Study
 from limbeck.study.controls import with_controls
-from limbeck.study.expand import Cells, recipes_of, teacher_cells
+from limbeck.study.expand import Cells, recipes_of, start_cells, teacher_cells, waves
 from limbeck.teachers.files import known_config
 
 
@@ -96,11 +97,24 @@ def _spending(prediction: Prediction) -> dict[str, Any]:
 
 
 def _priced(cells: Cells, *, speed: float, without_stores: Container[str]) -> StudyPrice:
-    recipes = {name: _sized(recipe) for name, recipe in recipes_of(cells).items()}
+    recipes = {name: _sized(recipe) for name, recipe in _started(recipes_of(cells)).items()}
     taught_by = teacher_cells(recipes)
     configs = {name: known_config(recipe.teacher) for name, recipe in recipes.items() if name not in taught_by}
     found = price_study(recipes, taught_by=taught_by, configs=configs, flops_per_second=speed, without_stores=without_stores)
     return replace(found, arms=tuple(_by_the_clock(arm, recipes[arm.arm].budget, speed=speed) for arm in found.arms))
+
+
+def _started(recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """The recipes; whose student begins with another cell's has that one's sizes, which no folder tells yet."""
+    starts = start_cells(recipes)
+    found = dict(recipes)
+    for name in (name for wave in waves(recipes) for name in wave if name in starts):
+        student, start = found[name].student, found[starts[name]].student
+        assert isinstance(student, HuggingFaceStudent)
+        if isinstance(start, HuggingFaceStudent):
+            start = start.model_copy(update={"adapter": student.adapter})
+        found[name] = found[name].model_copy(update={"student": start})
+    return found
 
 
 def _sized(recipe: Recipe) -> Recipe:

@@ -29,7 +29,7 @@ from limbeck.spec.launch import Launch, Local
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import Study
 from limbeck.study.controls import Decided, Spent, compared_with, decisions, with_controls, with_named_controls
-from limbeck.study.expand import Cells, expand, recipes_of, teacher_cells, waves
+from limbeck.study.expand import Cells, expand, needed_cells, recipes_of, teacher_cells, waves
 from limbeck.study.launch import run_tasks, slots_of
 from limbeck.study.needs import check_evals
 from limbeck.study.outcomes import forget_outcome, keep_outcome, read_outcomes
@@ -235,28 +235,26 @@ def _run(study: Study, cells: Cells, *, chosen: set[str], output: Path, retry: b
     """Train what is unfinished among the chosen, teachers first; the cells that were left out. `retry`: also what diverged."""
     left_out: list[str] = []
     recipes = recipes_of(cells)
-    taught_by = teacher_cells(recipes)
+    needs = needed_cells(recipes)
     diverged = {name for name, outcome in read_outcomes(output).items() if outcome.status == "diverged"}
     lost = set() if retry else diverged
     for wave in waves(recipes):
         wanted = [name for name in wave if name in chosen and name not in lost and not _is_done(study, recipes[name])]
-        ready = [name for name in wanted if _has_teacher(name, taught_by, recipes)]
+        lacking = {
+            name: [other for other in needs.get(name, ()) if not is_finished(recipes[other].run_path)] for name in wanted
+        }
+        ready = [name for name in wanted if not lacking[name]]
         for name in (name for name in wanted if name not in ready):
             left_out.append(name)
-            say(f"{name}: left out, because {taught_by[name]}, its teacher, has no finished student; the others go on")
-        lacking = _write_stores(study, [recipes[name] for name in ready], output=output, slots=slots)
+            say(f"{name}: left out, because {' and '.join(lacking[name])}, which it needs, has no finished student")
+        unwritten = _write_stores(study, [recipes[name] for name in ready], output=output, slots=slots)
         tasks = [
             Task(verb="train", name=name, recipes=(recipes[name],), evals=study.evals)
             for name in ready
-            if recipes[name].store_path not in lacking or not recipes[name].uses_store
+            if recipes[name].store_path not in unwritten or not recipes[name].uses_store
         ]
         _do(study, tasks, output=output, slots=slots)
     return tuple(left_out)
-
-
-def _has_teacher(name: str, taught_by: Mapping[str, str], recipes: Mapping[str, Recipe]) -> bool:
-    teacher = taught_by.get(name)
-    return teacher is None or is_finished(recipes[teacher].run_path)
 
 
 def _do(study: Study, tasks: Sequence[Task], *, output: Path, slots: int) -> dict[str, Outcome]:

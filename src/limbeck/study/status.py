@@ -1,14 +1,14 @@
 """How far a study is: what is known of every cell from the files it has left. Torch-free, so that asking costs nothing."""
 
 import fcntl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from limbeck.report.cells import Status
 from limbeck.runs import Run, is_finished, open_run
 from limbeck.spec.study import Study
-from limbeck.study.expand import Cell, Cells, recipes_of, teacher_cells
+from limbeck.study.expand import Cell, Cells, needed_cells, recipes_of
 from limbeck.study.outcomes import read_outcomes
 from limbeck.study.tasks import Outcome
 from limbeck.train.budget import fraction_of
@@ -43,11 +43,11 @@ def is_running(output: Path) -> bool:
 def status_of(study: Study, cells: Cells, *, output: Path) -> dict[str, CellStatus]:
     """The state of every cell; `LimbeckError` for a run folder that is damaged."""
     outcomes, running = read_outcomes(output), is_running(output)
-    taught_by = teacher_cells(recipes_of(cells))
+    needs = needed_cells(recipes_of(cells))
     found: dict[str, CellStatus] = {}
     for name, cell in cells.items():
         found[name] = _status(cell, outcomes.get(name), running=running)
-    return {name: _left_out(each, taught_by.get(name), found) for name, each in found.items()}
+    return {name: _left_out(each, needs.get(name, ()), found) for name, each in found.items()}
 
 
 def _status(cell: Cell, outcome: Outcome | None, *, running: bool) -> CellStatus:
@@ -64,7 +64,8 @@ def _status(cell: Cell, outcome: Outcome | None, *, running: bool) -> CellStatus
     return CellStatus(cell, run, "running" if running else "stopped", done)
 
 
-def _left_out(status: CellStatus, teacher: str | None, found: Mapping[str, CellStatus]) -> CellStatus:
-    if status.status != "waiting" or teacher is None or found[teacher].status not in ("diverged", "failed", "left out"):
+def _left_out(status: CellStatus, needs: Sequence[str], found: Mapping[str, CellStatus]) -> CellStatus:
+    lost = [name for name in needs if found[name].status in ("diverged", "failed", "left out")]
+    if status.status != "waiting" or not lost:
         return status
-    return CellStatus(status.cell, None, "left out", 0.0, f"its teacher {teacher} has no finished student")
+    return CellStatus(status.cell, None, "left out", 0.0, f"{' and '.join(lost)}, which it needs, has no finished student")
