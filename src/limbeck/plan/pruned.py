@@ -156,7 +156,7 @@ def target_sizes(config: Config, pruning: Pruning) -> Sizes:
     if pruning.layers is not None and pruning.layers[-1] >= before.num_layers:
         raise SpecError(f"student.prune.layers names layer {pruning.layers[-1]}, but the model's {before.num_layers} are 0 to "
                         f"{before.num_layers - 1}")  # fmt: skip
-    after = replace(before, **pruning.sizes, **_heads(before, pruning))
+    after = replace(before, **(pruning.sizes | _heads(before, pruning)))
     if pruning.layers is not None:
         after = replace(after, num_layers=len(pruning.layers))
     if before.shared_size is not None and before.shared_size == before.intermediate_size:
