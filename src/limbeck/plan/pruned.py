@@ -2,8 +2,8 @@
 
 What the old sizes implied is written out: `head_dim`, which is the width over the heads no longer, and `layer_types`, which the
 classes would otherwise make anew from the new depth. Types: llama, mistral, olmo2, olmo3, qwen3, gemma3_text, qwen3_moe,
-gpt_oss, and limbeck (students that Limbeck built, but for golf's and upcycled ones). transformers' Llama refuses a width that is
-no multiple of its heads; such a one becomes a Mistral without a window, which computes the same. Free of torch.
+gpt_oss, and limbeck (students that Limbeck built, but for golf's and upcycled ones). transformers' Llama refuses a width that
+is no multiple of its heads; such a one becomes a Mistral without a window, which computes the same. Free of torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,8 +56,8 @@ class Sizes:
 def pruned_config(config: Config, pruning: Pruning, *, layers: Sequence[int] | None = None) -> dict[str, Any]:
     """The configuration with the sizes that are asked for.
 
-    `layers`: those that stay, where that is known; otherwise the recipe's, or a guess that spreads what goes (parameters are then
-    exact where all layers are alike). `SpecError` for sizes larger than the model's or that cannot divide.
+    `layers`: those that stay, where that is known; otherwise the recipe's, or a guess that spreads what goes (parameters are
+    then exact where all layers are alike). `SpecError` for sizes larger than the model's or that cannot divide.
     """
     sizes = target_sizes(config, pruning)
     if layers is None:
@@ -89,12 +89,12 @@ def own_student(config: Config) -> LaidOutStudent | None:
     student: Student = TypeAdapter[Student](Student).validate_python(config["student"])
     if isinstance(student, Olmo3Student | MoeStudent):
         return student
-    parts = {"golf": "skips, hashed pairs and mixed inputs that belong to places in the model", "upcycled": "experts that are cut "
-             "from one MLP"}  # fmt: skip
-    raise SpecError(
-        f"student.prune: a student of family {student.kind} cannot be pruned (it has {parts.get(student.kind, 'fixed ratios')}): "
-        "prune the dense student before it is upcycled, or name one of family olmo3 or moe"
-    )
+    reasons = {
+        "golf": "its skips, mixed inputs and tables belong to places in the model",
+        "upcycled": "its experts are those of a dense student; prune that one, and upcycle it then",
+    }
+    reason = reasons.get(student.kind, "its width follows from its depth")
+    raise SpecError(f"student.prune: a student of family {student.kind} cannot be pruned: {reason}")
 
 
 def sizes_of(config: Config) -> Sizes:
@@ -172,8 +172,8 @@ def _heads(before: Sizes, pruning: Pruning) -> dict[str, int]:
     heads = pruning.num_heads or groups * before.queries_per_group
     if heads % groups:
         raise SpecError(
-            f"student.prune.num_heads={heads} is not a multiple of the {groups} heads of keys and values (num_kv_heads): as many "
-            "query heads stay in every group"
+            f"student.prune.num_heads={heads} is not a multiple of the {groups} heads of keys and values (num_kv_heads): as "
+            "many query heads stay in every group"
         )
     if heads // groups > before.queries_per_group:
         raise SpecError(

@@ -1,7 +1,7 @@
 """Which layers of a model may go, before anything is measured: what a recipe protects, and what a pattern of layers allows.
 
-Layers go one by one, or in whole groups of the repeating pattern of an interleaved model ('proportional'), so that the shares of
-sliding and full layers stay. `Choice` holds both ways as units, each of which goes as a whole. Free of torch.
+Layers go one by one, or in whole groups of the repeating pattern of an interleaved model ('proportional'), so that the shares
+of sliding and full layers stay. `Choice` holds both ways as units, each of which goes as a whole. Free of torch.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ class Choice:
         adjacent = [block for block in found if block[-1] - block[0] + 1 == len(block)]
         if not adjacent:
             raise SpecError(
-                f"student.prune.contiguous: no {self.going * len(self.units[0])} neighbouring layers may go together: keep more, "
-                "or set contiguous=false, drop_types=any, or a smaller keep_first and keep_last"
+                f"student.prune.contiguous: no {self.going * len(self.units[0])} neighbouring layers may go together: keep "
+                "more, or set contiguous=false, drop_types=any, or a smaller keep_first and keep_last"
             )
         return adjacent
 
@@ -53,13 +53,13 @@ def choice(kinds: Sequence[str], pruning: Pruning) -> Choice:
     size = len(units[0]) if units else 1
     if going % size:
         raise SpecError(
-            f"student.prune.num_layers={pruning.num_layers} takes {going} of {total} layers, which is no whole number of groups "
-            f"of {size}: take a multiple of {size}, or set drop_types to another"
+            f"student.prune.num_layers={pruning.num_layers} takes {going} of {total} layers, which is no whole number of "
+            f"groups of {size}: take a multiple of {size}, or set drop_types to another"
         )
     if going > size * len(units):
         raise SpecError(
-            f"student.prune.num_layers={pruning.num_layers} takes {going} of {total} layers, but only {size * len(units)} may go "
-            f"(keep_first={pruning.keep_first}, keep_last={pruning.keep_last}, drop_types={pruning.drop_types}): keep more layers"
+            f"student.prune.num_layers={pruning.num_layers} takes {going} of {total} layers, but only {size * len(units)} may "
+            f"go (keep_first={pruning.keep_first}, keep_last={pruning.keep_last}, drop_types={pruning.drop_types}): keep more"
         )
     return Choice(total, tuple(units), going // size)
 

@@ -28,7 +28,6 @@ from limbeck.spec.layout import (
 from limbeck.spec.parts import Activation, Positions, QkNorm, Rope, SharedExpert, Yarn
 from limbeck.spec.prune import Pruning
 
-
 LayerType = Literal["sliding_attention", "full_attention"]
 
 

@@ -22,8 +22,8 @@ Axis = Literal[
     "expert_turns",
 ]
 """`whole` stays. `queries` and `keys` are the channels of all query heads, and of all heads of keys and values; `heads` and
-`groups` have one entry a head. `shared` are the neurons of a shared expert. `expert_halves` are an expert's neurons twice, first
-the gates and then the ups (Qwen3); `expert_turns` a gate and an up in turn (GPT-OSS)."""
+`groups` have one entry a head. `shared` are the neurons of a shared expert. `expert_halves` are an expert's neurons twice,
+first the gates and then the ups (Qwen3); `expert_turns` a gate and an up in turn (GPT-OSS)."""
 Axes = tuple[Axis, ...]
 
 _HIDDEN: Axes = ("hidden",)

@@ -75,10 +75,10 @@ def build(config: Mapping[str, Any], *, dtype: torch.dtype) -> Any:
     import limbeck.students.registered  # noqa: F401 (so that transformers knows our own class)
 
     values = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
-    with transformers_quiet("student.prune: transformers refuses the pruned sizes", error=SpecError):
-        with torch.random.fork_rng(devices=[]):
-            made = AutoConfig.for_model(config["model_type"], **values)
-            return AutoModelForCausalLM.from_config(made).to(dtype)
+    refusal = "student.prune: transformers refuses the pruned sizes"
+    with transformers_quiet(refusal, error=SpecError), torch.random.fork_rng(devices=[]):
+        made = AutoConfig.for_model(config["model_type"], **values)
+        return AutoModelForCausalLM.from_config(made).to(dtype)
 
 
 def _renamed(name: str, anatomy: Anatomy, kept: Kept) -> tuple[str | None, int]:

@@ -9,7 +9,7 @@ sqrt(sum_b (mean_s |X_bsc|)^2), the mean before the square. Hooked are
 * what attention's output projection reads: per channel, then the L2 norm over the channels of a query head, or of a group.
 
 An expert's score is the mean length, over the tokens that visit it, of what it adds to them, the router's weight included. A
-layer's influence is 1 - mean cos(input, output), over positions (ShortGPT, arXiv 2403.03853), of the whole layer and in float32.
+layer's influence is 1 - mean cos(input, output), over positions (ShortGPT, arXiv 2403.03853), of the whole layer, in float32.
 Each norm's mean squares are kept for the fix-up (`limbeck.surgery.cut`).
 
 Rows are full, so nothing is padding. Sums are float32 at least. Shapes: B rows, T positions, C channels, N = B T tokens.

@@ -1,8 +1,8 @@
 """What stays of a model: for each axis the places that score best, in their old order.
 
 Hidden channels have one ranking for the whole model, everything else one a layer. Query heads are ranked within the group that
-shares their keys and values, and as many stay in each; groups by all of their heads. Experts that are routed in groups are ranked
-within those. Sources: arXiv 2407.14679; NVIDIA Model-Optimizer, `mcore_minitron.py`.
+shares their keys and values, and as many stay in each; groups by all of their heads. Experts that are routed in groups are
+ranked within those. Sources: arXiv 2407.14679; NVIDIA Model-Optimizer, `mcore_minitron.py`.
 
 Shapes: L layers that stay, H hooks, D hidden size.
 """
@@ -76,9 +76,7 @@ def choose(anatomy: Anatomy, scores: Scores | None, pruning: Pruning, *, layers:
 
 def prunes_width(before: Sizes, after: Sizes) -> bool:
     """Whether anything but the number of layers differs."""
-    return any(
-        getattr(before, name) != getattr(after, name) for name in before.__dataclass_fields__ if name != "num_layers"
-    )
+    return any(getattr(before, name) != getattr(after, name) for name in before.__dataclass_fields__ if name != "num_layers")
 
 
 def hidden_score(scores: Scores, pruning: Pruning) -> Tensor:

@@ -53,10 +53,6 @@ class Scores:
     def load(cls, path: Path) -> "Scores":
         """What `save` wrote."""
         named = load_file(path)
-        by_layer = {
-            name: tuple(named[f"{name}.{layer}"] for layer in range(len(named["influence_L"]))) for name in _BY_LAYER
-        }
+        by_layer = {name: tuple(named[f"{name}.{layer}"] for layer in range(len(named["influence_L"]))) for name in _BY_LAYER}
         squares = {name.removeprefix("mean_squares."): x for name, x in named.items() if name.startswith("mean_squares.")}
-        return cls(
-            int(named["tokens"]), named["hidden_HD"], influence_L=named["influence_L"], mean_squares=squares, **by_layer
-        )
+        return cls(int(named["tokens"]), named["hidden_HD"], influence_L=named["influence_L"], mean_squares=squares, **by_layer)
