@@ -125,6 +125,8 @@ def _save(
     with published(folder) as partial:
         with transformers_quiet(f"{folder} cannot be written", error=LimbeckError):
             pruned.model.save_pretrained(partial)
+        for path in partial.glob("*.safetensors"):
+            path.chmod(0o644)  # safetensors writes for the owner alone, and a model folder is there to be read
         _save_tokenizer(tokenizer, Path(parent.source.model), partial)
         (partial / PRUNING).write_text(json.dumps(about, separators=(",", ":")), encoding="utf-8")
         (partial / "README.md").write_text(model_card(about), encoding="utf-8")
