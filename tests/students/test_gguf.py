@@ -146,7 +146,7 @@ def test_windows_come_with_the_period_of_full_layers(tmp_path, every):
     if every > 1:
         period = field(tmp_path / "out.gguf", "olmo2.attention.sliding_window_pattern")
         full = [layer % period == period - 1 for layer in range(5)]  # `set_swa_pattern` of llama.cpp
-        assert full == [kind == "full_attention" for kind in spec.layer_types]
+        assert full == [kind == "full_attention" for kind in spec.kinds]
 
 
 def test_the_tokenizer_comes_back(tmp_path):

@@ -68,7 +68,12 @@ def _show_untrained(target: str, *, overrides: list[str], output: Path | None, a
     recipe, spec, kept = load_recipe(target), latency_settings(overrides), output or default_folder(target)
     from limbeck.evals.run import run_evals
     from limbeck.evals.untrained import open_untrained
+    from limbeck.spec.student import HuggingFaceStudent
 
+    if isinstance(recipe.student, HuggingFaceStudent) and recipe.student.prune is not None:
+        from limbeck.surgery.folder import pruned_student
+
+        recipe = recipe.model_copy(update={"student": pruned_student(recipe.student, data=recipe.data)})
     model = open_untrained(recipe, dtype=recipe.precision, device=recipe.device)
     _show(target, run_evals(model, {spec.kind: spec}, folder=kept, again=again), folder=kept, as_json=as_json)
 

@@ -139,7 +139,7 @@ def layers(config: Config) -> list[Layer]:
     """
     norms = _norms(config)  # first: an unknown type is told apart from a missing size
     common = norms + (_latent_attention(config) if is_latent(config) else _grouped_attention(config))
-    sparse = _sparse_layers(config)
+    sparse = sparse_layers(config)
     dense = Layer(common + _mlp(config, size(config, "intermediate_size"))) if not all(sparse) else None
     routed = _routed_layer(config, common) if any(sparse) else None
     chosen = [routed if is_sparse else dense for is_sparse in sparse]
@@ -213,7 +213,7 @@ def _mlp(config: Config, width: int) -> int:
     return 3 * hidden * width + (2 * width + hidden if biased else 0)
 
 
-def _sparse_layers(config: Config) -> list[bool]:
+def sparse_layers(config: Config) -> list[bool]:
     """Which layers hold a mixture of experts."""
     layers = size(config, "num_hidden_layers")
     match config["model_type"]:

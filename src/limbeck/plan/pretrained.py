@@ -4,12 +4,16 @@ from typing import Any
 
 from limbeck.errors import SpecError
 from limbeck.model_config import SMOLLM2, read_model_config
+from limbeck.plan.pruned import pruned_config
 from limbeck.plan.teachers import find
 from limbeck.spec.student import HuggingFaceStudent, Student
 
 
 def student_config(spec: HuggingFaceStudent) -> dict[str, Any]:
-    """The model's config.json, or its entry in the catalogue; `SpecError` where neither is on this machine."""
+    """The model's config.json, or its entry in the catalogue, with the sizes that pruning leaves.
+
+    `SpecError` where neither is on this machine, or it cannot be pruned so.
+    """
     config = find(SMOLLM2) if spec.model == "smollm2" else read_model_config(spec.model, revision=spec.revision)
     config = config or find(spec.model)
     if config is None:
@@ -17,7 +21,8 @@ def student_config(spec: HuggingFaceStudent) -> dict[str, Any]:
             f"student.model={spec.model}: its config.json is not on this machine, nor is it in the catalogue: name a folder, "
             "or download the model"
         )
-    return config.get("text_config") or config
+    config = config.get("text_config") or config
+    return config if spec.prune is None else pruned_config(config, spec.prune)
 
 
 def student_vocab_size(spec: Student) -> int | None:

@@ -28,6 +28,8 @@ from limbeck.spec.layout import (
 from limbeck.spec.parts import Activation, Positions, QkNorm, Rope, SharedExpert, Yarn
 from limbeck.spec.prune import Pruning
 
+LayerType = Literal["sliding_attention", "full_attention"]
+
 
 class _Family(Spec):
     """What every family has."""
@@ -75,19 +77,26 @@ class Olmo3Student(_Sizes):
     sliding_window: PositiveInt = 4096
     full_attention_every: PositiveInt = 4
     """Layer i (from 0) attends fully iff (i + 1) is divisible by this; the others see `sliding_window` keys, themselves one."""
+    layer_types: tuple[LayerType, ...] | None = None
+    """Of each layer, in place of `full_attention_every`: what pruning leaves of a pattern."""
     init_std: float = Field(0.02, gt=0)
     """Every matrix: normal with this deviation, truncated at three of them; norms start at 1."""
 
+    @model_validator(mode="after")
+    def _every_layer_has_a_type(self) -> Self:
+        _check_layer_types(self.layer_types, num_layers=self.num_layers)
+        return self
+
     @property
-    def layer_types(self) -> tuple[str, ...]:
-        """One of 'sliding_attention' or 'full_attention' for each layer, the names transformers uses."""
-        return _layer_types(self.num_layers, full_every=self.full_attention_every)
+    def kinds(self) -> tuple[LayerType, ...]:
+        """Of each layer, the names transformers uses."""
+        return self.layer_types or _layer_types(self.num_layers, full_every=self.full_attention_every)
 
     @property
     def layout(self) -> Layout:
         """The student laid out."""
         layers = []
-        for kind in self.layer_types:
+        for kind in self.kinds:
             full = kind == "full_attention"
             attention = AttentionLayout(
                 num_heads=self.num_heads,
@@ -195,12 +204,15 @@ class MoeStudent(_Sizes):
     sliding_window: PositiveInt = 4096
     full_attention_every: PositiveInt = 4
     """As in OLMo-3; 1: every layer attends fully."""
+    layer_types: tuple[LayerType, ...] | None = None
+    """Of each layer, in place of `full_attention_every`: what pruning leaves of a pattern."""
     exclusive_layers: int = Field(0, ge=0)
     """So many of the last layers have exclusive attention (XSA)."""
     init_std: float = Field(0.02, gt=0)
 
     @model_validator(mode="after")
     def _experts_fit(self) -> Self:
+        _check_layer_types(self.layer_types, num_layers=self.num_layers)
         if self.dense_layers > self.num_layers:
             raise ValueError(f"dense_layers={self.dense_layers} is more than num_layers={self.num_layers}")
         if self.exclusive_layers > self.num_layers:
@@ -224,10 +236,15 @@ class MoeStudent(_Sizes):
         return self
 
     @property
+    def kinds(self) -> tuple[LayerType, ...]:
+        """Of each layer, the names transformers uses."""
+        return self.layer_types or _layer_types(self.num_layers, full_every=self.full_attention_every)
+
+    @property
     def layout(self) -> Layout:
         """The student laid out."""
         layers = []
-        for index, kind in enumerate(_layer_types(self.num_layers, full_every=self.full_attention_every)):
+        for index, kind in enumerate(self.kinds):
             attention = AttentionLayout(
                 num_heads=self.num_heads,
                 num_kv_heads=self.num_kv_heads,
@@ -452,7 +469,12 @@ class HuggingFaceStudent(_Family):
     """The model's; no other will do."""
 
 
-def _layer_types(num_layers: int, *, full_every: int) -> tuple[str, ...]:
+def _check_layer_types(kinds: tuple[LayerType, ...] | None, *, num_layers: int) -> None:
+    if kinds is not None and len(kinds) != num_layers:
+        raise ValueError(f"layer_types names {len(kinds)} layers, not num_layers={num_layers}")
+
+
+def _layer_types(num_layers: int, *, full_every: int) -> tuple[LayerType, ...]:
     return tuple("full_attention" if (layer + 1) % full_every == 0 else "sliding_attention" for layer in range(num_layers))
 
 

@@ -15,7 +15,7 @@ def olmo3_spec(config: Olmo3Config, folder: Path) -> Olmo3Student:
     """The student that a configuration describes.
 
     Where several values of `full_attention_every` give its layers (there are fewer layers than that), the spec holds the
-    default, else the smallest. `LimbeckError` where no student has such positions or such layers.
+    default, else the smallest; where none does, the layers one by one. `LimbeckError` where no student has such positions.
     """
     sliding, full = (config.rope_parameters[kind] for kind in ("sliding_attention", "full_attention"))
     if sliding["rope_type"] != "default" or sliding["rope_theta"] != full["rope_theta"]:
@@ -39,9 +39,9 @@ def olmo3_spec(config: Olmo3Config, folder: Path) -> Olmo3Student:
     spec = parse(Olmo3Student, values, source=f"{folder}/config.json")
     for every in (spec.full_attention_every, *range(1, spec.num_layers + 2)):
         candidate = spec.model_copy(update={"full_attention_every": every})
-        if candidate.layer_types == tuple(config.layer_types):
+        if candidate.kinds == tuple(config.layer_types):
             return candidate
-    raise LimbeckError(f"{folder} has layers {config.layer_types}: a student needs one full layer in every so many")
+    return parse(Olmo3Student, {**values, "layer_types": tuple(config.layer_types)}, source=f"{folder}/config.json")
 
 
 def _yarn(rope: dict[str, Any], folder: Path) -> Yarn | None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from limbeck.errors import SpecError
 from limbeck.gguf_folder import converted, smollm2_in_package
 from limbeck.model_config import SMOLLM2_HUB_ID, hub_revision
+from limbeck.plan.pruned import pruned_config
 from limbeck.progress import say
 from limbeck.spec.adapter import Adapter
 from limbeck.spec.student import HuggingFaceStudent
@@ -157,7 +158,8 @@ def load_pretrained(spec: HuggingFaceStudent, *, seed: int) -> PretrainedStudent
 
     `SpecError` says what cannot be found, read or adapted, and where logits are not hidden states times a matrix.
     """
-    model = _loaded(spec, on="cpu")
+    assert spec.prune is None, "pruned before (limbeck.surgery.folder.pruned_student)"
+    model = load_causal_lm(spec)
     head = head_of(model)
     if head is None:
         raise SpecError(
@@ -168,6 +170,11 @@ def load_pretrained(spec: HuggingFaceStudent, *, seed: int) -> PretrainedStudent
         say(f"{spec.model}: reads documents packed into a row as one, so they are read one by one")
         student.reads_packed_rows = False
     return student
+
+
+def load_causal_lm(spec: HuggingFaceStudent) -> Any:
+    """The whole model of transformers that a spec names, on the CPU in float32; `SpecError` as `load_pretrained`."""
+    return _loaded(spec, on="cpu")
 
 
 def vocabulary(spec: HuggingFaceStudent) -> int:
@@ -183,7 +190,8 @@ def vocabulary(spec: HuggingFaceStudent) -> int:
 
 
 def load_empty(spec: HuggingFaceStudent) -> nn.Module:
-    """The model of transformers on the meta device, an adapter's layers inside where there is one: only names and shapes."""
+    """The model of transformers, pruned where that is asked for, on the meta device, an adapter's layers inside where there is
+    one: only names and shapes."""
     with torch.device("meta"):
         model = _loaded(spec, on="meta")
         return model if spec.adapter is None else adapted(model, spec.adapter, base=spec.model, seed=0)
@@ -231,6 +239,8 @@ def _loaded(spec: HuggingFaceStudent, *, on: str) -> Any:
     with transformers_quiet(f"student.model={spec.model} cannot be loaded", error=SpecError), torch.random.fork_rng(devices=[]):
         if on == "meta":
             config = AutoConfig.from_pretrained(source.model, **source.arguments)
+            if spec.prune is not None:
+                config = AutoConfig.for_model(**pruned_config(config.to_dict(), spec.prune))
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
         return AutoModelForCausalLM.from_pretrained(source.model, dtype=torch.float32, use_safetensors=True, **source.arguments)

@@ -5,6 +5,7 @@ with the tokenizer's files and a model card; config.json holds the spec under `l
 besides, for `peft.PeftModel` upon the first model.
 """
 
+import shutil
 from pathlib import Path
 
 from limbeck.errors import LimbeckError
@@ -14,12 +15,22 @@ from limbeck.students.hf import copy_tokenizer, published
 from limbeck.students.pretrained import PretrainedStudent
 
 ADAPTER = "adapter"
+PRUNING = "pruning.json"
+"""What went and what stayed, in the folder of a pruned model and in that of a student that began as one."""
 
 
 def save_pretrained(
-    student: PretrainedStudent, *, spec: HuggingFaceStudent, folder: Path, tokenizer_folder: Path | None = None
+    student: PretrainedStudent,
+    *,
+    spec: HuggingFaceStudent,
+    folder: Path,
+    tokenizer_folder: Path | None = None,
+    pruned: Path | None = None,
 ) -> None:
-    """Write `student` to `folder`, replacing what is there. Its adapter, where it has one, is merged first."""
+    """Write `student` to `folder`, replacing what is there. Its adapter, where it has one, is merged first.
+
+    `pruned` is the folder of the pruned model that it began as, where it began so: its pruning.json goes along.
+    """
     student.settle()
     with published(folder) as partial:
         student.causal_lm.config.limbeck_student = spec.model_dump(mode="json")
@@ -29,16 +40,19 @@ def save_pretrained(
                 student.trained_adapter.save(partial / ADAPTER)
         if tokenizer_folder is not None:
             copy_tokenizer(tokenizer_folder, partial)
+        if pruned is not None:
+            shutil.copyfile(pruned / PRUNING, partial / PRUNING)
         (partial / "README.md").write_text(_model_card(student, spec=spec, name=folder.name), encoding="utf-8")
 
 
 def _model_card(student: PretrainedStudent, *, spec: HuggingFaceStudent, name: str) -> str:
     total = sum(parameter.numel() for parameter in student.parameters())
     how, adapter = "all of it", ""
+    pruned = "" if spec.prune is None else f" pruned ({PRUNING} says what went),"
     if spec.adapter is not None:
         how = f"through an adapter ({spec.adapter.kind}, rank {spec.adapter.rank}), which is merged into the weights"
         adapter = f"""
-The adapter alone, for the model that it was trained beside:
+The adapter alone, for the model that it was trained beside{" (this one is before it was pruned)" if pruned else ""}:
 
 ```python
 from peft import PeftModel
@@ -53,8 +67,8 @@ tags: [limbeck, distillation]
 ---
 # {name}
 
-A language model (`{type(student.causal_lm).__name__}`, {total:,} parameters): `{spec.model}`, trained further with Limbeck,
-{how}.
+A language model (`{type(student.causal_lm).__name__}`, {total:,} parameters): `{spec.model}`,{pruned} trained further with
+Limbeck, {how}.
 
 ```python
 from transformers import AutoModelForCausalLM

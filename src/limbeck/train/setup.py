@@ -5,6 +5,7 @@ that differ, a teacher that cannot be had.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,6 +35,7 @@ from limbeck.students.decoder import Decoder
 from limbeck.students.model import Reading, StudentModel
 from limbeck.students.pretrained import Source, source_of, vocabulary
 from limbeck.students.start import Start, find_start, yarns
+from limbeck.surgery.folder import pruned_student
 from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
@@ -79,6 +81,8 @@ class Setup:
     reference: Reference | None
     start: StartRecord | None
     """None where the student begins at random."""
+    pruned: Path | None
+    """The folder of the pruned model that the student begins as."""
     student_costs: StudentCosts
     step_costs: Costs
     """Of one optimizer step: tokens and student FLOPs."""
@@ -165,6 +169,7 @@ def open_setup(recipe: Recipe) -> Setup:
     _check_holds(recipe, texts, size=recipe.student.vocab_size)
     if signals is not None:
         _check_store(signals, recipe, texts)
+    pruned = _pruned(recipe, processes, device=device)
     teacher = load_teacher(recipe.teacher, device=device) if _is_live(recipe) and recipe.teacher is not None else None
     reference = _reference(recipe, texts, teacher, device=device, processes=processes)
     width = _teacher_width(recipe, texts, signals=signals, teacher=teacher, reference=reference)
@@ -187,8 +192,11 @@ def open_setup(recipe: Recipe) -> Setup:
         reads_ahead=device.type != "cpu",
     )
     context = recipe.teacher.context if recipe.teacher is not None else Context()
-    student = _student(recipe, start)
-    costs = student_costs(recipe, texts.train, student)
+    built = (
+        recipe if pruned is None else recipe.model_copy(update={"student": pruned.with_vocab_size(recipe.student.vocab_size)})
+    )
+    student = _student(built, start)
+    costs = student_costs(built, texts.train, student)
     projection = _projection(recipe, student, teacher, device=device)
     return Setup(
         recipe=recipe,
@@ -201,6 +209,7 @@ def open_setup(recipe: Recipe) -> Setup:
         dtype=_agreed_dtype(recipe, processes, device),
         reference=reference,
         start=_start_record(recipe, start),
+        pruned=None if pruned is None else Path(pruned.model),
         student_costs=costs,
         step_costs=costs.of_step(recipe),
         teacher_flops_per_scored_token=teacher_flops_per_scored_token(recipe, texts.train, texts.files),
@@ -214,6 +223,18 @@ def _starts(recipe: Recipe) -> tuple[Start | None, Start | None]:
     weights = recipe.student.weights if isinstance(recipe.student, UpcycledStudent) else None
     start = None if recipe.initial_weights is None else find_start(recipe.initial_weights, key="initial_weights")
     return start, None if weights is None else find_start(weights, key="student.weights")
+
+
+def _pruned(recipe: Recipe, processes: Processes, *, device: torch.device) -> HuggingFaceStudent | None:
+    """The student with its pruning done, where it asks for some; the first process does it, and the others find it."""
+    if not isinstance(recipe.student, HuggingFaceStudent) or recipe.student.prune is None:
+        return None
+    if not processes.is_first:
+        wait_for_all(processes)
+    done = pruned_student(recipe.student, data=recipe.data, device=device)
+    if processes.is_first:
+        wait_for_all(processes)
+    return done
 
 
 def _student(recipe: Recipe, start: Start | None) -> StudentModel:
