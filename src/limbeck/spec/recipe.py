@@ -92,6 +92,21 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _what_is_written_is_taught(self) -> Self:
+        if self.on_policy is None:
+            return self
+        if not needs_teacher(self.objective) or self.signal is None or not self.signal.live:
+            raise ValueError(
+                "on_policy needs a teacher that reads what the student writes: set signal.live=true or signal.kind=dense, and "
+                "an objective that reads a signal"
+            )
+        asked = ["compile"] if self.compile else []
+        asked += ["parallel.kind=sharded"] if isinstance(self.parallel, Sharded) else []
+        if asked:
+            raise ValueError(f"on_policy generates with the student as it is, not with {asked[0]}: remove it")
+        return self
+
+    @model_validator(mode="after")
     def _begins_once(self) -> Self:
         if self.initial_weights is not None and isinstance(self.student, HuggingFaceStudent):
             raise ValueError("initial_weights is for students of Limbeck's own kinds: this one begins with student.model")

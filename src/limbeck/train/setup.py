@@ -42,6 +42,7 @@ from limbeck.teachers.live import LiveRows
 from limbeck.train.accounts import StudentCosts, student_costs, teacher_flops_per_scored_token, tokens_scored_per_row
 from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all
 from limbeck.train.sharding import shard
+from limbeck.train.writers import Writers, open_writers
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,12 @@ class Setup:
     """The folder of the pruned model that the student begins as."""
     student_costs: StudentCosts
     step_costs: Costs
-    """Of one optimizer step: tokens and student FLOPs."""
+    """Of one optimizer step that reads texts alone: tokens and student FLOPs."""
     teacher_flops_per_scored_token: float
     tokens_scored_per_row: float
     rows_per_epoch: int
+    writers: Writers | None
+    """Of an on-policy run."""
 
     @property
     def sharded(self) -> bool:
@@ -198,15 +201,17 @@ def open_setup(recipe: Recipe) -> Setup:
     student = _student(built, start)
     costs = student_costs(built, texts.train, student)
     projection = _projection(recipe, student, teacher, device=device)
+    student = _placed(student, recipe, projection, processes=processes, device=device)
+    dtype = _agreed_dtype(recipe, processes, device)
     return Setup(
         recipe=recipe,
         texts=texts,
-        student=_placed(student, recipe, projection, processes=processes, device=device),
+        student=student,
         projection=projection,
         loader=loader,
         processes=processes,
         device=device,
-        dtype=_agreed_dtype(recipe, processes, device),
+        dtype=dtype,
         reference=reference,
         start=_start_record(recipe, start),
         pruned=None if pruned is None else Path(pruned.model),
@@ -215,6 +220,15 @@ def open_setup(recipe: Recipe) -> Setup:
         teacher_flops_per_scored_token=teacher_flops_per_scored_token(recipe, texts.train, texts.files),
         tokens_scored_per_row=tokens_scored_per_row(texts.train, context=context),
         rows_per_epoch=stream.rows_per_epoch,
+        writers=open_writers(
+            recipe,
+            train=texts.train,
+            tokenizer=texts.tokenizer,
+            student=student,
+            teacher=teacher,
+            dtype=dtype,
+            device=device,
+        ),
     )
 
 
