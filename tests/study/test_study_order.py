@@ -208,7 +208,8 @@ def test_the_store_of_a_teacher_that_was_trained_again_otherwise_is_refused(reci
 
 def test_arms_in_a_circle_are_refused_before_anything_runs(recipe_file: Path, trained: list[str]) -> None:
     circle = {"a": {"teacher.arm": "b", **CONTEXT}, "b": {"teacher.arm": "a", **CONTEXT}, "control": ALONE}
-    for arms, said in ((circle, "a needs b, b needs a"), ({**circle, "a": {"teacher.arm": "a", **CONTEXT}}, "a needs a, b needs a")):
+    alone = {**circle, "a": {"teacher.arm": "a", **CONTEXT}}
+    for arms, said in ((circle, "a needs b, b needs a"), (alone, "a needs a, b needs a")):
         with pytest.raises(SpecError, match=rf"need one another in a circle \({said}\)"):
             run_study(study_of(recipe_file, arms=arms), output=str(recipe_file.with_name("out")), overrides={})
     assert trained == []
