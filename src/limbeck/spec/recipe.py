@@ -11,7 +11,7 @@ from limbeck.spec.data import Data
 from limbeck.spec.objective import Objective, check_signal, needs_teacher
 from limbeck.spec.on_policy import OnPolicy
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
-from limbeck.spec.parallel import Parallel, Replicated, Sharded
+from limbeck.spec.parallel import Parallel, Replicated
 from limbeck.spec.placement import Placement, SameDevice
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
 from limbeck.spec.sinks import Sink
@@ -104,13 +104,8 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _blocks_are_known(self) -> Self:
-        if isinstance(self.student, HuggingFaceStudent):
-            asked = [name for name in ("activation_checkpointing", "compile") if getattr(self, name)]
-            asked += ["parallel.kind=sharded"] if isinstance(self.parallel, Sharded) else []
-            if asked:
-                raise ValueError(
-                    f"{asked[0]} is for students of Limbeck's own kinds, not for student.kind=huggingface: remove it"
-                )
+        if isinstance(self.student, HuggingFaceStudent) and self.compile:
+            raise ValueError("compile is for students of Limbeck's own kinds, not for student.kind=huggingface: remove it")
         return self
 
     @model_validator(mode="after")

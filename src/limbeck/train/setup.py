@@ -32,7 +32,7 @@ from limbeck.spec.teacher import Context
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 from limbeck.students.model import Reading, StudentModel
-from limbeck.students.pretrained import Source, source_of, vocabulary
+from limbeck.students.pretrained import PretrainedStudent, Source, source_of, vocabulary
 from limbeck.students.start import Start, find_start, yarns
 from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
@@ -370,11 +370,10 @@ def _placed(
     student: StudentModel, recipe: Recipe, projection: nn.Linear | None, *, processes: Processes, device: torch.device
 ) -> StudentModel:
     """On its device, or this process's shards of it (and of the projection) where the recipe asks for that."""
-    if not isinstance(student, Decoder):  # the recipe's validator lets it ask for none of these
-        return student.to(device)
+    assert isinstance(student, Decoder | PretrainedStudent), "one of which the recipe's validator knows the blocks"
     if recipe.activation_checkpointing:
         student.recompute_activations()
-    if recipe.compile:
+    if recipe.compile and isinstance(student, Decoder):
         student.compile_blocks()
     if isinstance(recipe.parallel, Sharded) and processes.world_size > 1:
         shard(student, projection, processes=processes, device=device)
