@@ -109,6 +109,16 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _teacher_is_somewhere(self) -> Self:
+        live = needs_teacher(self.objective) and not self.uses_store
+        if not live and not isinstance(self.placement, SameDevice):
+            raise ValueError(
+                f"placement.kind={self.placement.kind} says where a live teacher runs, and none does: set signal.live=true, or "
+                "placement.kind=same"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rounding_begins(self) -> Self:
         if self.quantisation_aware is not None:
             check_begins(self.quantisation_aware, self.schedule)

@@ -11,6 +11,7 @@ from typing import Any
 from limbeck.errors import SpecError
 from limbeck.spec.budget import Flops, Seconds, Steps, Tokens
 from limbeck.spec.objective import CrossEntropy
+from limbeck.spec.placement import SameDevice
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.study import BASES, Basis, Study
 from limbeck.study.expand import Cell, Cells, essence, reads_without_teacher
@@ -110,7 +111,8 @@ def _decided(study: Study, cell: Cell, basis: Basis, recipe: Recipe, decided: De
 
 def twin(recipe: Recipe) -> Recipe:
     """The same student, texts and steps without a teacher."""
-    alone = {"objective": CrossEntropy(z_loss_weight=recipe.objective.z_loss_weight), "signal": None, "store": None}
+    objective = CrossEntropy(z_loss_weight=recipe.objective.z_loss_weight)
+    alone = {"objective": objective, "signal": None, "store": None, "placement": SameDevice()}
     return recipe.model_copy(update=alone | ({"teacher": None} if reads_without_teacher(recipe) else {}))
 
 

@@ -4,8 +4,10 @@ A piece of a document is read through the same windows as when it is cached, so 
 where the rows come from. Every batch is read afresh, so its rows depend on the batch alone and a resumed run repeats itself.
 """
 
+import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,16 +49,39 @@ class LiveRows:
     @torch.no_grad()
     def rows(self, pieces: Sequence[Piece]) -> SignalRows:
         """The teacher's rows at every position of the pieces."""
-        hidden = self._hidden(pieces)
-        if isinstance(self.signal, DenseSignal):
-            return DenseRows(torch.cat(hidden), self.head_VE, self.signal.temperature)
+        named = [(self.store.ids[piece.document], piece.start) for piece in pieces]
+        return self._selected(self._hidden(pieces), named)
+
+    @torch.no_grad()
+    def rows_of(self, sequences: Sequence[np.ndarray]) -> SignalRows:
+        """The teacher's rows at every position but the last of sequences of tokens, each read whole and alone."""
+        work = [Passage(index, Window(0, 0, len(tokens) - 1)) for index, tokens in enumerate(sequences)]
+        hidden: list[Tensor] = [torch.empty(0)] * len(sequences)
+        for passage, hidden_RE in score_hidden(self.teacher, sequences, work):
+            self._require_finite(hidden_RE, f"what was written, of {passage.window.stop + 1} tokens")
+            hidden[passage.document] = hidden_RE
+            self.tokens_scored += passage.window.stop
+        named = [(hashlib.sha256(tokens.astype(np.uint32).tobytes()).hexdigest()[:32], 0) for tokens in sequences]
+        return self._selected(hidden, named)
+
+    def _selected(self, hidden: Sequence[Tensor], named: Sequence[tuple[str, int]]) -> SignalRows:
+        """The signal's rows from hidden states of each piece, of a document and from a position."""
         signal = self.signal
+        if isinstance(signal, DenseSignal):
+            return DenseRows(torch.cat(list(hidden)), self.head_VE, signal.temperature)
         parts: list[SparseRows] = []
-        for piece, hidden_RE in zip(pieces, hidden, strict=True):
+        for (document_id, start), hidden_RE in zip(named, hidden, strict=True):
             logits_RV = torch.nn.functional.linear(hidden_RE, self.head_VE)
-            positions_R = torch.arange(piece.start, piece.stop)
-            parts.append(select(logits_RV, signal, document_id=self.store.ids[piece.document], positions_T=positions_R))
+            positions_R = torch.arange(start, start + len(hidden_RE))
+            parts.append(select(logits_RV, signal, document_id=document_id, positions_T=positions_R))
         return concatenate(parts)
+
+    def _require_finite(self, hidden_RE: Tensor, where: str) -> None:
+        if not bool(hidden_RE.isfinite().all()):
+            raise TeacherError(
+                f"{where}: the hidden states of teacher {self.teacher.files.name} are not finite; check its weights, or load it "
+                "with teacher.dtype=float32"
+            )
 
     def _hidden(self, pieces: Sequence[Piece]) -> list[Tensor]:
         """Hidden states of each piece's rows. Each window that the pieces touch is read once."""
@@ -67,11 +92,7 @@ class LiveRows:
         read: dict[tuple[int, int], Tensor] = {}
         for passage, hidden_RE in score_hidden(self.teacher, [self.store.document(document) for document in documents], work):
             document = documents[passage.document]
-            if not bool(hidden_RE.isfinite().all()):
-                raise TeacherError(
-                    f"document {self.store.ids[document]}, from position {passage.window.first}: the hidden states of teacher "
-                    f"{self.teacher.files.name} are not finite; check its weights, or load it with teacher.dtype=float32"
-                )
+            self._require_finite(hidden_RE, f"document {self.store.ids[document]}, from position {passage.window.first}")
             read[document, passage.window.first] = hidden_RE
             self.tokens_scored += passage.window.stop - passage.window.start
         return [torch.cat([_rows_of(piece, window, read) for window in self._windows(piece)]) for piece in pieces]

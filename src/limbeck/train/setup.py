@@ -38,8 +38,10 @@ from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_di
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
 from limbeck.train.accounts import StudentCosts, student_costs, teacher_flops_per_scored_token, tokens_scored_per_row
-from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all
+from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_teachers_too
+from limbeck.train.pool import AskedRows, pool_size
 from limbeck.train.sharding import shard
+from limbeck.train.split import MovedRows, teacher_device
 
 
 @dataclass(frozen=True)
@@ -158,14 +160,33 @@ def open_setup(recipe: Recipe) -> Setup:
     """Resolve and open a recipe. Raises before anything is computed if the recipe asks for what cannot be given."""
     load_functions(recipe.objective)
     device = pick_device(recipe.device)
-    processes = start_processes(device)
+    processes = start_processes(device, teachers=pool_size(recipe))
     start, dense = _starts(recipe)
     signals = SignalStore.open(recipe.store_path) if recipe.uses_store else None
-    texts = _first_process_first(recipe, processes)
+    texts = first_process_first(recipe, processes)
     _check_holds(recipe, texts, size=recipe.student.vocab_size)
     if signals is not None:
         _check_store(signals, recipe, texts)
-    teacher = load_teacher(recipe.teacher, device=device) if _is_live(recipe) and recipe.teacher is not None else None
+    if not processes.teachers:
+        teacher = _live_teacher(recipe, device=teacher_device(recipe, device=device))
+        return _opened(recipe, texts, signals, teacher, start=start, dense=dense, processes=processes, device=device)
+    asked = AskedRows(processes, temperature=getattr(recipe.signal, "temperature", 1.0), device=device)
+    with asked.told_where_it_fails():
+        return _opened(recipe, texts, signals, asked, start=start, dense=dense, processes=processes, device=device)
+
+
+def _opened(
+    recipe: Recipe,
+    texts: Texts,
+    signals: SignalStore | None,
+    teacher: Teacher | AskedRows | None,
+    *,
+    start: Start | None,
+    dense: Start | None,
+    processes: Processes,
+    device: torch.device,
+) -> Setup:
+    """The rest, with a teacher that is here or is asked."""
     reference = _reference(recipe, texts, teacher, device=device, processes=processes)
     width = _teacher_width(recipe, texts, signals=signals, teacher=teacher, reference=reference)
     width = int(from_first(width, processes, device))
@@ -183,8 +204,10 @@ def open_setup(recipe: Recipe) -> Setup:
         micro_sequences=recipe.batch.micro_sequences or sequences // processes.world_size,
         rank=processes.rank,
         world_size=processes.world_size,
-        source=_row_source(recipe, texts, signals, teacher),
+        source=_row_source(recipe, texts, signals, teacher, device=device),
         reads_ahead=device.type != "cpu",
+        teacher_apart=isinstance(teacher, Teacher) and teacher.device != device,
+        ask_ahead=teacher.ask if isinstance(teacher, AskedRows) else None,
     )
     context = recipe.teacher.context if recipe.teacher is not None else Context()
     student = _student(recipe, start)
@@ -275,7 +298,12 @@ def _own_vocabulary(student: HuggingFaceStudent, *, teacher_width: int | None) -
 
 
 def _teacher_width(
-    recipe: Recipe, texts: Texts, *, signals: SignalStore | None, teacher: Teacher | None, reference: Reference | None
+    recipe: Recipe,
+    texts: Texts,
+    *,
+    signals: SignalStore | None,
+    teacher: Teacher | AskedRows | None,
+    reference: Reference | None,
 ) -> int:
     """The teacher's logits, from whatever is at hand of it; 0 where nothing is, or nothing compares student and teacher."""
     if signals is not None:
@@ -298,13 +326,13 @@ def _agreed_dtype(recipe: Recipe, processes: Processes, device: torch.device) ->
     return torch.float32 if from_first(float(wide), processes, device) else torch.bfloat16
 
 
-def _first_process_first(recipe: Recipe, processes: Processes) -> Texts:
+def first_process_first(recipe: Recipe, processes: Processes) -> Texts:
     """Let one process convert, tokenise and fill the cache; the others find it filled."""
     if processes.is_first:
         texts = open_texts(recipe)
-        wait_for_all(processes)
+        wait_for_teachers_too(processes)
         return texts
-    wait_for_all(processes)
+    wait_for_teachers_too(processes)
     return open_texts(recipe)
 
 
@@ -346,17 +374,31 @@ def _is_live(recipe: Recipe) -> bool:
     return needs_teacher(recipe.objective) and not recipe.uses_store
 
 
-def _row_source(recipe: Recipe, texts: Texts, signals: SignalStore | None, teacher: Teacher | None) -> RowSource | None:
+def _live_teacher(recipe: Recipe, *, device: torch.device) -> Teacher | None:
+    return load_teacher(recipe.teacher, device=device) if _is_live(recipe) and recipe.teacher is not None else None
+
+
+def _row_source(
+    recipe: Recipe,
+    texts: Texts,
+    signals: SignalStore | None,
+    teacher: Teacher | AskedRows | None,
+    *,
+    device: torch.device,
+) -> RowSource | None:
     if signals is not None:
         assert recipe.signal is not None and not isinstance(recipe.signal, DenseSignal)
         return StoreRows(signals, texts.train, signal=recipe.signal)
-    if teacher is not None:
+    if isinstance(teacher, Teacher):
         assert recipe.signal is not None and recipe.teacher is not None
-        return LiveRows(teacher, texts.train, signal=recipe.signal, context=recipe.teacher.context)
-    return None
+        live = LiveRows(teacher, texts.train, signal=recipe.signal, context=recipe.teacher.context)
+        return live if teacher.device == device else MovedRows(live, device)
+    return teacher
 
 
-def _projection(recipe: Recipe, student: StudentModel, teacher: Teacher | None, *, device: torch.device) -> nn.Linear | None:
+def _projection(
+    recipe: Recipe, student: StudentModel, teacher: Teacher | AskedRows | None, *, device: torch.device
+) -> nn.Linear | None:
     if not needs_hidden_states(recipe.objective):
         return None
     assert teacher is not None and teacher.head_VE is not None, "hidden states come from a live, dense teacher"
@@ -382,7 +424,7 @@ def _placed(
 
 
 def _reference(
-    recipe: Recipe, texts: Texts, teacher: Teacher | None, *, device: torch.device, processes: Processes
+    recipe: Recipe, texts: Texts, teacher: Teacher | AskedRows | None, *, device: torch.device, processes: Processes
 ) -> Reference | None:
     """The teacher on the held-out documents, for the process that measures; None where it cannot be compared."""
     if recipe.teacher is None or texts.files is None or not recipe.evaluation.kl_to_teacher or not processes.is_first:
@@ -390,4 +432,7 @@ def _reference(
     if recipe.data.tokenizer is not None and not reads_alike(texts.files, texts.heldout):
         say(f"no KL to {texts.files.name}: its tokenizer is not data.tokenizer={recipe.data.tokenizer}")
         return None
-    return teacher_reference(recipe.teacher, texts.heldout, device=device, teacher=teacher)
+    if isinstance(teacher, AskedRows):
+        teacher.make_reference()  # into the cache, where it is found
+        return teacher_reference(recipe.teacher, texts.heldout, device=device)
+    return teacher_reference(recipe.teacher, texts.heldout, device=teacher.device if teacher else device, teacher=teacher)

@@ -38,7 +38,10 @@ def shard(
     if isinstance(student, PretrainedStudent):
         empty = {name: nn.Parameter(each.to("meta"), each.requires_grad) for name, each in student.named_parameters()}
         _SKELETONS[student] = student.with_parameters(empty)
-    mesh = init_device_mesh(device.type, (processes.world_size,))
+    if processes.group is None:
+        mesh = init_device_mesh(device.type, (processes.world_size,))
+    else:
+        mesh = DeviceMesh.from_group(processes.group, device.type)
     for block in student.blocks():
         _shard(block, mesh, gather_again=True)
     _shard(student, mesh, gather_again=False)
