@@ -2,8 +2,8 @@
 
     python several_processes.py PLAN.json
 
-The plan is a list of groups: `processes` and `recipes`, files that they train one after another, and `script`, a line of Python
-that each runs before. What a process ends with (its exit code, the errors that it met by recipe) goes to GROUP-RANK.json.
+The plan is a list of groups: `processes` and `recipes`, files that they train one after another, and `script`, Python that
+each runs before. What a process ends with (its exit code, the errors that it met by recipe) goes to GROUP-RANK.json.
 """
 
 import json
@@ -79,14 +79,13 @@ def member(recipes: Sequence[str], script: str, place: Path) -> None:
     signal.alarm(LIMIT)
     errors, code = {}, 0
     serving.leave = train.leave = lambda processes: None  # several recipes share a group
-    exec(script)
+    exec(script, {})
     for file in recipes:
         try:
             train.train(load_recipe(file))
         except LimbeckError as error:
             errors[Path(file).stem], code = str(error), error.exit_code
-            if not script.startswith("# goes on"):
-                break
+            break
         except BaseException:
             errors[Path(file).stem], code = traceback.format_exc(), 70
             break
