@@ -170,7 +170,7 @@ class RunWriter:
 def _refuse_another_recipe(path: Path, old: dict[str, Any], recipe: Recipe) -> None:
     new = recipe.model_dump(mode="json")
     # Where things lie, how often they are saved and who holds what do not change what is computed; nor what is not read.
-    incidental = {"output", "store", "checkpoint", "parallel", "activation_checkpointing", "sinks"}
+    incidental = {"output", "store", "checkpoint", "parallel", "placement", "activation_checkpointing", "sinks"}
     incidental |= set() if needs_teacher(recipe.objective) else {"signal"}
     for key, there, here in _differences(old, {key: value for key, value in new.items() if key not in incidental}):
         vocabulary = key in {"student.vocab_size", "student.dense.vocab_size"}

@@ -14,7 +14,7 @@ def list_names(as_json: Json = False) -> None:
     from limbeck.spec.recipe import Recipe
 
     fields = Recipe.model_fields
-    chosen = ("student", "teacher", "signal", "objective", "optimizer", "schedule", "averaging", "budget", "parallel")
+    chosen = "student teacher signal objective optimizer schedule averaging budget parallel placement".split()
     kinds: dict[str, list[str | None]] = {
         name: [kind_of(spec) for spec in spec_classes(fields[name].annotation)] for name in chosen
     }

@@ -31,7 +31,7 @@ class RowSource(Protocol):
 
     @property
     def is_live(self) -> bool:
-        """Whether a teacher runs to make the rows (then nothing is fetched ahead: it would compete with the student)."""
+        """Whether a teacher runs to make the rows (beside the student nothing is fetched ahead: it would compete with it)."""
         ...
 
     @property
@@ -106,9 +106,16 @@ class Loader:
         world_size: int,
         source: RowSource | None,
         reads_ahead: bool = True,
+        teacher_apart: bool = False,
+        ask_ahead: Callable[[Sequence[Piece]], None] | None = None,
     ) -> None:
-        """`reads_ahead`: in a thread while the student trains. Where it trains on the same cores, that slows it by more."""
+        """`reads_ahead`: in a thread while the student trains. Where it trains on the same cores, that slows it by more.
+
+        Of a live teacher's rows the same goes where it is `teacher_apart`, on another device; one in another process is told
+        by `ask_ahead` which rows the next step will ask for.
+        """
         self.reads_ahead = reads_ahead
+        self.teacher_apart, self.ask_ahead = teacher_apart, ask_ahead
         self.store, self.stream, self.packing, self.source = store, stream, packing, source
         self.sequences, self.micro_sequences = sequences, micro_sequences
         self.rank, self.world_size = rank, world_size
@@ -175,14 +182,24 @@ class Loader:
     def steps(self, first: int) -> Generator[list[Batch], None, None]:
         """Micro-batches of step `first`, `first + 1`, … without end. Steps are read in groups, the same ones from any start."""
         if self.source is not None and self.source.is_live:
-            while True:
-                yield self.step(first)
-                first += 1
+            yield from self._live_steps(first)
         number = self._steps_at_once
         begin = first // number
         for group in _ahead(self._group, begin) if self.reads_ahead else map(self._group, itertools.count(begin)):
             yield from group[first % number :]
             first = 0  # all of the groups that follow
+
+    def _live_steps(self, first: int) -> Generator[list[Batch], None, None]:
+        """Without end."""
+        if self.teacher_apart and self.reads_ahead:
+            for steps in _ahead(lambda step: [self.step(step)], first):
+                yield from steps
+        for step in itertools.count(first):
+            batches = self.step(step)
+            if self.ask_ahead is not None:
+                for sequences in self._sequences(step + 1):
+                    self.ask_ahead([piece for sequence in sequences for piece in sequence])
+            yield batches
 
     @property
     def _steps_at_once(self) -> int:

@@ -119,13 +119,18 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _blocks_are_known(self) -> Self:
-        if isinstance(self.student, HuggingFaceStudent):
-            asked = [name for name in ("activation_checkpointing", "compile") if getattr(self, name)]
-            asked += ["parallel.kind=sharded"] if isinstance(self.parallel, Sharded) else []
-            if asked:
-                raise ValueError(
-                    f"{asked[0]} is for students of Limbeck's own kinds, not for student.kind=huggingface: remove it"
-                )
+        if isinstance(self.student, HuggingFaceStudent) and self.compile:
+            raise ValueError("compile is for students of Limbeck's own kinds, not for student.kind=huggingface: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_somewhere(self) -> Self:
+        live = needs_teacher(self.objective) and not self.uses_store
+        if not live and not isinstance(self.placement, SameDevice):
+            raise ValueError(
+                f"placement.kind={self.placement.kind} says where a live teacher runs, and none does: set signal.live=true, or "
+                "placement.kind=same"
+            )
         return self
 
     @model_validator(mode="after")

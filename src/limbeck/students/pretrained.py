@@ -11,14 +11,17 @@ gradients are asked for, with numbers that depend on the seed, the step and the 
 Shapes: B rows, T positions, D hidden size, V vocabulary.
 """
 
+import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limbeck.errors import SpecError
 from limbeck.gguf_folder import converted, smollm2_in_package
@@ -74,8 +77,8 @@ class PretrainedStudent(StudentModel):
         """False: documents are taken out of the rows that they are packed into."""
         self._seed, self._fraction = seed, 0.0
         self._dropping = low_rank_layers(self.model) if adapter is not None and adapter.dropout else []
-        self.register_state_dict_post_hook(_drop_what_is_frozen)
-        self.register_load_state_dict_post_hook(_allow_what_is_frozen)
+        self.register_state_dict_post_hook(_leave_out)
+        self.register_load_state_dict_post_hook(_allow_left_out)
 
     @property
     def causal_lm(self) -> Any:
@@ -134,6 +137,30 @@ class PretrainedStudent(StudentModel):
         if is_adapted(self.model):
             self.model, self.trained_adapter = taken_out(self.model)
             self._dropping = []
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers, in order: the outermost list in the body that has as many modules as the configuration says layers.
+
+        `SpecError` where there is none.
+        """
+        number = self.causal_lm.config.get_text_config().num_hidden_layers
+        for module in self.causal_lm.base_model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == number:
+                return list(module)
+        raise SpecError(
+            f"{type(self.causal_lm).__name__} keeps no list of its {number} layers, which parallel.kind=sharded and "
+            "activation_checkpointing go by: remove them"
+        )
+
+    def recompute_activations(self) -> None:
+        """From now on blocks keep nothing for the backward pass but their inputs, and what an adapter's dropout drew."""
+        for block in self.blocks():
+            block.forward = partial(_recomputed, block.forward, draws=bool(self._dropping))
+
+    def with_parameters(self, parameters: Mapping[str, nn.Parameter]) -> "PretrainedStudent":
+        """A copy with other parameters, by the names of `named_parameters`; shared ones stay shared."""
+        memo: dict[int, Any] = {id(own): parameters[name] for name, own in self.named_parameters()}
+        return copy.deepcopy(self, memo)
 
     @property
     def adapter_parameters(self) -> int:
@@ -225,6 +252,13 @@ def _reads_packed_rows(student: PretrainedStudent) -> bool:
     return bool((packed - apart).abs().max() <= SAME * apart.abs().max())
 
 
+def _recomputed(compute: Callable[..., Any], *inputs: Any, draws: bool, **named: Any) -> Any:
+    """A block's output; in training its backward pass begins by computing it again, with the same draws."""
+    if not torch.is_grad_enabled():
+        return compute(*inputs, **named)
+    return checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=draws, **named)
+
+
 def _learning(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
@@ -246,25 +280,26 @@ def _loaded(spec: HuggingFaceStudent, *, on: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(source.model, dtype=torch.float32, use_safetensors=True, **source.arguments)
 
 
-def _drop_what_is_frozen(student: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """A state dict without what stands beside an adapter: the model has it."""
+def _leave_out(student: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """A state dict without what stands beside an adapter, which the model has, and without second names."""
     assert isinstance(student, PretrainedStudent)
-    for name in _frozen(student):
+    for name in _left_out(student):
         state.pop(prefix + name, None)
 
 
-def _allow_what_is_frozen(student: nn.Module, incompatible: Any) -> None:
+def _allow_left_out(student: nn.Module, incompatible: Any) -> None:
     """A state dict may be without it, too."""
     assert isinstance(student, PretrainedStudent)
-    frozen = tuple(_frozen(student))
-    if frozen:
-        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if not name.endswith(frozen)]
+    left_out = tuple(_left_out(student))
+    if left_out:
+        incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if not name.endswith(left_out)]
 
 
-def _frozen(student: PretrainedStudent) -> list[str]:
-    """Names of the model's own parameters and buffers while an adapter stands beside them; a tied matrix has two."""
+def _left_out(student: PretrainedStudent) -> list[str]:
+    """Second names of a parameter, as a tied matrix has one; with an adapter also what is the model's own."""
+    first = {name for name, _ in student.named_parameters()}
+    named = list(student.named_parameters(remove_duplicate=False))
     if not is_adapted(student.model):
-        return []
-    parameters = student.named_parameters(remove_duplicate=False)
-    frozen = [name for name, parameter in parameters if not parameter.requires_grad]
-    return frozen + [name for name, _ in student.named_buffers()]
+        return [name for name, _ in named if name not in first]
+    left_out = [name for name, parameter in named if not parameter.requires_grad or name not in first]
+    return left_out + [name for name, _ in student.named_buffers()]

@@ -181,7 +181,7 @@ def _recipe(
         raise SpecError(f"study {study.name}, {what}: {error}") from None
 
 
-INCIDENTAL = {"name", "output", "checkpoint", "parallel", "activation_checkpointing", "sinks"}
+INCIDENTAL = {"name", "output", "checkpoint", "parallel", "placement", "activation_checkpointing", "sinks"}
 
 
 def essence(recipe: Recipe) -> dict[str, Any]:

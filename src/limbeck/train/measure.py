@@ -44,7 +44,8 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) 
     if writer is None and not setup.sharded:
         return
     recipe = setup.recipe
-    setup.student.settle()
+    if not setup.sharded:  # an adapter beside shards is merged in the whole copy that is saved
+        setup.student.settle()
     heldout = measure(setup, last=True)
     student = gathered(setup.student, setup.processes)
     if writer is None:

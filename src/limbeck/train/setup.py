@@ -33,15 +33,17 @@ from limbeck.spec.teacher import Context
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 from limbeck.students.model import Reading, StudentModel
-from limbeck.students.pretrained import Source, source_of, vocabulary
+from limbeck.students.pretrained import PretrainedStudent, Source, source_of, vocabulary
 from limbeck.students.start import Start, find_start, yarns
 from limbeck.surgery.folder import pruned_student
 from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
 from limbeck.train.accounts import StudentCosts, student_costs, teacher_flops_per_scored_token, tokens_scored_per_row
-from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all
+from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all, wait_for_teachers_too
+from limbeck.train.pool import AskedRows, pool_size
 from limbeck.train.sharding import shard
+from limbeck.train.split import MovedRows, teacher_device
 from limbeck.train.writers import Writers, open_writers
 
 
@@ -165,15 +167,34 @@ def open_setup(recipe: Recipe) -> Setup:
     """Resolve and open a recipe. Raises before anything is computed if the recipe asks for what cannot be given."""
     load_functions(recipe.objective)
     device = pick_device(recipe.device)
-    processes = start_processes(device)
+    processes = start_processes(device, teachers=pool_size(recipe))
     start, dense = _starts(recipe)
     signals = SignalStore.open(recipe.store_path) if recipe.uses_store else None
-    texts = _first_process_first(recipe, processes)
+    texts = first_process_first(recipe, processes)
     _check_holds(recipe, texts, size=recipe.student.vocab_size)
     if signals is not None:
         _check_store(signals, recipe, texts)
+    if not processes.teachers:
+        teacher = _live_teacher(recipe, device=teacher_device(recipe, device=device))
+        return _opened(recipe, texts, signals, teacher, start=start, dense=dense, processes=processes, device=device)
+    asked = AskedRows(processes, temperature=getattr(recipe.signal, "temperature", 1.0), device=device)
+    with asked.told_where_it_fails():
+        return _opened(recipe, texts, signals, asked, start=start, dense=dense, processes=processes, device=device)
+
+
+def _opened(
+    recipe: Recipe,
+    texts: Texts,
+    signals: SignalStore | None,
+    teacher: Teacher | AskedRows | None,
+    *,
+    start: Start | None,
+    dense: Start | None,
+    processes: Processes,
+    device: torch.device,
+) -> Setup:
+    """The rest, with a teacher that is here or is asked."""
     pruned = _pruned(recipe, processes, device=device)
-    teacher = load_teacher(recipe.teacher, device=device) if _is_live(recipe) and recipe.teacher is not None else None
     reference = _reference(recipe, texts, teacher, device=device, processes=processes)
     width = _teacher_width(recipe, texts, signals=signals, teacher=teacher, reference=reference)
     width = int(from_first(width, processes, device))
@@ -191,8 +212,10 @@ def open_setup(recipe: Recipe) -> Setup:
         micro_sequences=recipe.batch.micro_sequences or sequences // processes.world_size,
         rank=processes.rank,
         world_size=processes.world_size,
-        source=_row_source(recipe, texts, signals, teacher),
+        source=_row_source(recipe, texts, signals, teacher, device=device),
         reads_ahead=device.type != "cpu",
+        teacher_apart=isinstance(teacher, Teacher) and teacher.device != device,
+        ask_ahead=teacher.ask if isinstance(teacher, AskedRows) else None,
     )
     context = recipe.teacher.context if recipe.teacher is not None else Context()
     built = (
@@ -225,7 +248,7 @@ def open_setup(recipe: Recipe) -> Setup:
             train=texts.train,
             tokenizer=texts.tokenizer,
             student=student,
-            teacher=teacher,
+            teacher=teacher if isinstance(teacher, Teacher) else None,
             dtype=dtype,
             device=device,
         ),
@@ -310,7 +333,12 @@ def _own_vocabulary(student: HuggingFaceStudent, *, teacher_width: int | None) -
 
 
 def _teacher_width(
-    recipe: Recipe, texts: Texts, *, signals: SignalStore | None, teacher: Teacher | None, reference: Reference | None
+    recipe: Recipe,
+    texts: Texts,
+    *,
+    signals: SignalStore | None,
+    teacher: Teacher | AskedRows | None,
+    reference: Reference | None,
 ) -> int:
     """The teacher's logits, from whatever is at hand of it; 0 where nothing is, or nothing compares student and teacher."""
     if signals is not None:
@@ -333,13 +361,13 @@ def _agreed_dtype(recipe: Recipe, processes: Processes, device: torch.device) ->
     return torch.float32 if from_first(float(wide), processes, device) else torch.bfloat16
 
 
-def _first_process_first(recipe: Recipe, processes: Processes) -> Texts:
+def first_process_first(recipe: Recipe, processes: Processes) -> Texts:
     """Let one process convert, tokenise and fill the cache; the others find it filled."""
     if processes.is_first:
         texts = open_texts(recipe)
-        wait_for_all(processes)
+        wait_for_teachers_too(processes)
         return texts
-    wait_for_all(processes)
+    wait_for_teachers_too(processes)
     return open_texts(recipe)
 
 
@@ -381,17 +409,31 @@ def _is_live(recipe: Recipe) -> bool:
     return needs_teacher(recipe.objective) and not recipe.uses_store
 
 
-def _row_source(recipe: Recipe, texts: Texts, signals: SignalStore | None, teacher: Teacher | None) -> RowSource | None:
+def _live_teacher(recipe: Recipe, *, device: torch.device) -> Teacher | None:
+    return load_teacher(recipe.teacher, device=device) if _is_live(recipe) and recipe.teacher is not None else None
+
+
+def _row_source(
+    recipe: Recipe,
+    texts: Texts,
+    signals: SignalStore | None,
+    teacher: Teacher | AskedRows | None,
+    *,
+    device: torch.device,
+) -> RowSource | None:
     if signals is not None:
         assert recipe.signal is not None and not isinstance(recipe.signal, DenseSignal)
         return StoreRows(signals, texts.train, signal=recipe.signal)
-    if teacher is not None:
+    if isinstance(teacher, Teacher):
         assert recipe.signal is not None and recipe.teacher is not None
-        return LiveRows(teacher, texts.train, signal=recipe.signal, context=recipe.teacher.context)
-    return None
+        live = LiveRows(teacher, texts.train, signal=recipe.signal, context=recipe.teacher.context)
+        return live if teacher.device == device else MovedRows(live, device)
+    return teacher
 
 
-def _projection(recipe: Recipe, student: StudentModel, teacher: Teacher | None, *, device: torch.device) -> nn.Linear | None:
+def _projection(
+    recipe: Recipe, student: StudentModel, teacher: Teacher | AskedRows | None, *, device: torch.device
+) -> nn.Linear | None:
     if not needs_hidden_states(recipe.objective):
         return None
     assert teacher is not None and teacher.head_VE is not None, "hidden states come from a live, dense teacher"
@@ -405,11 +447,10 @@ def _placed(
     student: StudentModel, recipe: Recipe, projection: nn.Linear | None, *, processes: Processes, device: torch.device
 ) -> StudentModel:
     """On its device, or this process's shards of it (and of the projection) where the recipe asks for that."""
-    if not isinstance(student, Decoder):  # the recipe's validator lets it ask for none of these
-        return student.to(device)
+    assert isinstance(student, Decoder | PretrainedStudent), "one of which the recipe's validator knows the blocks"
     if recipe.activation_checkpointing:
         student.recompute_activations()
-    if recipe.compile:
+    if recipe.compile and isinstance(student, Decoder):
         student.compile_blocks()
     if isinstance(recipe.parallel, Sharded) and processes.world_size > 1:
         shard(student, projection, processes=processes, device=device)
@@ -418,7 +459,7 @@ def _placed(
 
 
 def _reference(
-    recipe: Recipe, texts: Texts, teacher: Teacher | None, *, device: torch.device, processes: Processes
+    recipe: Recipe, texts: Texts, teacher: Teacher | AskedRows | None, *, device: torch.device, processes: Processes
 ) -> Reference | None:
     """The teacher on the held-out documents, for the process that measures; None where it cannot be compared."""
     if recipe.teacher is None or texts.files is None or not recipe.evaluation.kl_to_teacher or not processes.is_first:
@@ -426,4 +467,7 @@ def _reference(
     if recipe.data.tokenizer is not None and not reads_alike(texts.files, texts.heldout):
         say(f"no KL to {texts.files.name}: its tokenizer is not data.tokenizer={recipe.data.tokenizer}")
         return None
-    return teacher_reference(recipe.teacher, texts.heldout, device=device, teacher=teacher)
+    if isinstance(teacher, AskedRows):
+        teacher.make_reference()  # into the cache, where it is found
+        return teacher_reference(recipe.teacher, texts.heldout, device=device)
+    return teacher_reference(recipe.teacher, texts.heldout, device=teacher.device if teacher else device, teacher=teacher)

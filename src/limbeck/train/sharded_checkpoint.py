@@ -95,12 +95,13 @@ def _written(tensors: dict[str, Tensor], folder: Path, processes: Processes) -> 
     """The fingerprints of all processes' files, and what the first that failed says."""
     files, problem = {}, None
     try:
-        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        save(dict(tensors), storage_writer=writer, process_group=processes.group)
         files = {path.name: _fingerprint(path) for path in folder.glob(f"shard-{processes.rank + 1:05d}-*.safetensors")}
     except (OSError, CheckpointException) as error:
         problem = _said(error)
     every: list[Any] = [None] * processes.world_size
-    dist.all_gather_object(every, (files, problem))
+    dist.all_gather_object(every, (files, problem), group=processes.group)
     problems = [problem for _, problem in every if problem is not None]
     return {name: each for files, _ in every for name, each in files.items()}, problems[0] if problems else None
 
@@ -138,7 +139,7 @@ def load_shards(
         tensors = _to_be_filled(about["tensors"], model, optimizer, average)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process alone
-            load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)))
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), process_group=processes.group)
         average.load_state_dict({**average.state_dict(), **about["average"]})
         costs, computed_in = Costs(**about["costs"]), about["dtype"]
     require_dtype(checkpoint, computed_in, dtype)

@@ -12,6 +12,7 @@ Source: arXiv 2304.11277 and `torch.distributed.fsdp.fully_shard`.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,25 @@ from torch.export import register_dataclass
 
 from limbeck.students.decoder import BlockOutput, Decoder, empty_decoder
 from limbeck.students.model import Reading, StudentModel
+from limbeck.students.pretrained import PretrainedStudent
 from limbeck.train.parallel import Processes
 
+_SKELETONS: WeakKeyDictionary[PretrainedStudent, PretrainedStudent] = WeakKeyDictionary()
+"""Of each sharded one a copy on the meta device, taken while it was whole: shards cannot be copied."""
 
-def shard(student: Decoder, projection: nn.Linear | None, *, processes: Processes, device: torch.device) -> None:
+
+def shard(
+    student: Decoder | PretrainedStudent, projection: nn.Linear | None, *, processes: Processes, device: torch.device
+) -> None:
     """Keep this process's shards alone, on `device`. All processes hold the same weights before."""
     _let_hooks_see_outputs()
-    mesh = init_device_mesh(device.type, (processes.world_size,))
+    if isinstance(student, PretrainedStudent):
+        empty = {name: nn.Parameter(each.to("meta"), each.requires_grad) for name, each in student.named_parameters()}
+        _SKELETONS[student] = student.with_parameters(empty)
+    if processes.group is None:
+        mesh = init_device_mesh(device.type, (processes.world_size,))
+    else:
+        mesh = DeviceMesh.from_group(processes.group, device.type)
     for block in student.blocks():
         _shard(block, mesh, gather_again=True)
     _shard(student, mesh, gather_again=False)
@@ -67,13 +80,17 @@ def gathered(student: StudentModel, processes: Processes) -> StudentModel | None
     """A whole copy on the CPU of the first process, None in others; the student itself where it is whole. All must call it."""
     if not isinstance(student, FSDPModule):
         return student
+    parameters = dict(student.named_parameters())  # a state dict is without those that an adapter stands beside
     weights: dict[str, Tensor] = {}
-    for name, tensor in student.state_dict().items():
+    for name, tensor in (parameters | student.state_dict()).items():
         whole = in_full(tensor)
         if processes.is_first:
-            weights[name] = whole.cpu()
+            weights[name] = whole.detach().cpu()
     if not processes.is_first:
         return None
+    if isinstance(student, PretrainedStudent):
+        whole_ones = {name: nn.Parameter(weights[name], each.requires_grad) for name, each in parameters.items()}
+        return _SKELETONS[student].with_parameters(whole_ones)
     assert isinstance(student, Decoder), "no other is sharded"
     copy = empty_decoder(student.layout, vocab_size=len(student.head_VD))
     copy.load_state_dict(weights, assign=True)

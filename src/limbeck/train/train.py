@@ -13,7 +13,9 @@ from limbeck.spec.recipe import Recipe
 from limbeck.train.loop import run
 from limbeck.train.measure import finish
 from limbeck.train.parallel import leave
+from limbeck.train.pool import AskedRows, teaches
 from limbeck.train.preflight import preflight
+from limbeck.train.serving import serve
 from limbeck.train.setup import Setup, open_setup
 from limbeck.train.sinks import check_sinks, open_sinks
 
@@ -25,8 +27,23 @@ def train(recipe: Recipe) -> Path:
         require_recipe(path, recipe)
     if is_finished(path):
         return path
+    if teaches(recipe):
+        serve(recipe)
+        return path
     check_sinks(recipe.sinks)
     setup = open_setup(recipe)
+    with _teachers_told(setup):
+        _train(setup, path)
+    processes = setup.processes
+    del setup  # shards hold on to the group of processes, whose threads would outlive it
+    gc.collect()
+    leave(processes)
+    return path
+
+
+def _train(setup: Setup, path: Path) -> None:
+    """From what is open to the summary."""
+    recipe = setup.recipe
     require_same_start(path, setup)
     checked = preflight(setup)  # before the run has a folder: what is mended here may change the recipe
     writer = RunWriter(path, recipe=setup.recipe, device=str(setup.device)) if setup.processes.is_first else None
@@ -37,11 +54,18 @@ def train(recipe: Recipe) -> Path:
     with _told(writer, setup.recipe):
         costs = run(setup, path=path, writer=writer)
         finish(setup, costs, path=path, writer=writer)
-    processes = setup.processes
-    del setup  # shards hold on to the group of processes, whose threads would outlive it
-    gc.collect()
-    leave(processes)
-    return path
+
+
+@contextmanager
+def _teachers_told(setup: Setup) -> Iterator[None]:
+    """Inside, teachers in other processes are at hand; afterwards they end too, well or not."""
+    asked = setup.loader.source
+    if not isinstance(asked, AskedRows):
+        yield
+        return
+    with asked.told_where_it_fails():
+        yield
+    asked.leave(well=True)
 
 
 @contextmanager
