@@ -98,8 +98,8 @@ class Watch:
         if self._bad_steps >= PATIENCE:
             raise RolloutsError(
                 f"{self.setup.recipe.run_path}: more than on_policy.stop_share={spec.stop_share} of the rollouts of {PATIENCE} "
-                f"steps in a row were cut off or ended in a loop ({bad_share:.2f} of the last): read rollouts.jsonl there, heal "
-                "the student on texts first, or mix other on_policy.sources in; the checkpoint is kept"
+                f"steps in a row were cut off or ended in a loop ({bad_share:.2f} of the last): read rollouts.jsonl there, "
+                "heal the student on texts first, or mix other on_policy.sources in; the checkpoint is kept"
             )
 
 

@@ -156,6 +156,7 @@ def batch_loss(
     It is divided by the tokens of the whole step that have a loss; None: those of a step that reads texts alone.
     """
     device, normaliser = setup.device, setup.step_costs.tokens if tokens is None else tokens
+    sampled = batch.sampled_log_probs_BT
     with autocast(setup.dtype, device):
         reading = setup.read(batch)
         output = objective_loss(
@@ -170,6 +171,7 @@ def batch_loss(
             mask_T=batch.mask_BT.flatten().to(device) if batch.mask_BT is not None else None,
             normaliser=normaliser,
             softcap=setup.student.softcap,
+            sampled_log_probs_T=sampled.flatten().to(device) if sampled is not None else None,
         )
     if reading.balance is not None:
         balance = reading.balance * batch.counted / normaliser

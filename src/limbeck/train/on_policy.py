@@ -24,6 +24,8 @@ from limbeck.evals.generate import synchronise
 from limbeck.signals.types import SignalRows
 from limbeck.spec.on_policy import Sources
 from limbeck.train.guards import Watch
+from limbeck.train.measure import SERVED, save_student
+from limbeck.train.parallel import wait_for_all
 from limbeck.train.rollout_batches import batches_from
 from limbeck.train.rollout_file import RolloutFile
 from limbeck.train.rollouts import Rollout, Writer
@@ -51,6 +53,7 @@ class OnPolicySteps:
         self.source = cast("LiveRowSource", setup.loader.source)
         self.counts = shares(self.spec.sources, setup.recipe.batch.sequences)
         self.numbers: dict[str, float] = {}
+        self._path = path
         self._file = RolloutFile(path, rank=setup.processes.rank)
         self._watch = Watch(setup)
         self._current: list[Rollout] = []
@@ -93,6 +96,10 @@ class OnPolicySteps:
         """Let student and teacher continue their prompts."""
         self._earlier.extend(rollout for rollout in self._current if rollout.writer == "student")
         self._current = []
+        if "student" in self.writers.samplers:
+            if self.setup.processes.is_first:
+                self.writers.samplers["student"].refresh(step, self._saved)
+            wait_for_all(self.setup.processes)
         for writer in WRITERS:
             slots = self._slots(step, writer)[self._replays(step) if writer == "student" else 0 :]
             prompts = [self.writers.prompts.prompt(slot // self.spec.group_size) for slot in slots]
@@ -103,6 +110,11 @@ class OnPolicySteps:
                 named = prompt.name, tuple(prompt.tokens.tolist())
                 self._current.append(Rollout(step + 1, writer, *named, continuation, text))
         self._file.add(self._current)
+
+    def _saved(self) -> Path:
+        """A folder with the student as it is."""
+        save_student(self.setup, self.setup.student, self._path / SERVED)
+        return self._path / SERVED
 
     def _replays(self, begins: int) -> int:
         """How many of the student's sequences are earlier ones; none before there are enough."""

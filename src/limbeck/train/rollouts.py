@@ -10,9 +10,10 @@ Shapes: B rows, T positions, V vocabulary.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -79,6 +80,10 @@ class Rollout:
 class Sampler(Protocol):
     """Continues prompts. What it draws depends on its weights, the prompts and the key alone, where it can be so."""
 
+    def refresh(self, step: int, write: Callable[[], Path]) -> None:
+        """Be told that a step begins, by one process before all draw; `write` makes a folder of the student as it is."""
+        ...
+
     def draw(self, prompts: Sequence[Prompt], *, key: str) -> list[Continuation]:
         """A continuation of each prompt, in their order."""
         ...
@@ -103,6 +108,9 @@ class TransformersSampler:
         self.batch_size = batch_size
         self.stops = stops_of(model, tokenizer, vocab_size=vocab_size)
         self.how = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=1.0)
+
+    def refresh(self, step: int, write: Callable[[], Path]) -> None:
+        """Nothing: the weights are the student's own."""
 
     def draw(self, prompts: Sequence[Prompt], *, key: str) -> list[Continuation]:
         """A continuation of each prompt, in their order."""
@@ -132,15 +140,17 @@ class TransformersSampler:
                     f"{len(prompts)} rollouts at once don't fit into {self.device}: lower on_policy.engine.batch_size"
                 ) from error
         drawn_BT = found_BT[:, token_BT.shape[1] :]
-        return [self._cut(*row) for row in zip(drawn_BT.tolist(), chosen.of_all(drawn_BT).tolist(), strict=True)]
+        rows = zip(drawn_BT.tolist(), chosen.of_all(drawn_BT).tolist(), strict=True)
+        return [ended(*row, stops=self.stops) for row in rows]
 
-    def _cut(self, tokens: list[int], log_probs: list[float]) -> Continuation:
-        """A row up to its stop token; one that stopped early is filled up."""
-        end = next((place for place, token in enumerate(tokens) if token in self.stops), None)
-        length = len(tokens) if end is None else end + 1
-        # Nine digits are every bit of a float32, and what the file of rollouts keeps.
-        kept = tuple(float(f"{value:.9g}") for value in log_probs[:length])
-        return Continuation(tuple(tokens[:length]), kept, stopped=end is not None)
+
+def ended(tokens: Sequence[int], log_probs: Sequence[float], *, stops: Sequence[int]) -> Continuation:
+    """A row up to its first stop token: one that stopped early may be filled up."""
+    end = next((place for place, token in enumerate(tokens) if token in stops), None)
+    length = len(tokens) if end is None else end + 1
+    # Nine digits are every bit of a float32, and what the file of rollouts keeps.
+    kept = tuple(float(f"{value:.9g}") for value in log_probs[:length])
+    return Continuation(tuple(tokens[:length]), kept, stopped=end is not None)
 
 
 class _ChosenLogProbs:

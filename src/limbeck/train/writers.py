@@ -8,6 +8,8 @@ import torch
 
 from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import Tokenizer
+from limbeck.evals.chat import stops_of
+from limbeck.spec.on_policy import ServerEngine, TransformersEngine
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.decoder import Decoder
@@ -15,6 +17,7 @@ from limbeck.students.model import StudentModel
 from limbeck.students.pretrained import PretrainedStudent
 from limbeck.students.registered import around
 from limbeck.teachers.huggingface import Teacher
+from limbeck.train.completion_server import ServerSampler
 from limbeck.train.prompts import PromptStream, open_prompts
 from limbeck.train.rollouts import Sampler, TransformersSampler, Writer
 
@@ -42,18 +45,25 @@ def open_writers(
     if spec is None:
         return None
     prompts = open_prompts(recipe, train, tokenizer)
-    common: dict[str, Any] = {"vocab_size": recipe.student.vocab_size, "max_new_tokens": spec.max_new_tokens}
-    common |= {"batch_size": spec.engine.batch_size, "device": device}
+    sizes: dict[str, Any] = {"vocab_size": recipe.student.vocab_size, "max_new_tokens": spec.max_new_tokens}
+    here = spec.engine if isinstance(spec.engine, TransformersEngine) else TransformersEngine()
+    own: dict[str, Any] = {**sizes, "batch_size": here.batch_size, "device": device}
     samplers: dict[Writer, Sampler] = {}
-    if spec.sources.student:
-        samplers["student"] = TransformersSampler(generating(student, recipe), tokenizer, dtype=dtype, **common)
     if spec.sources.teacher:
         assert teacher is not None
-        samplers["teacher"] = TransformersSampler(teacher.model, tokenizer, dtype=torch.float32, **common)  # in its own dtype
+        samplers["teacher"] = TransformersSampler(teacher.model, tokenizer, dtype=torch.float32, **own)  # in its own dtype
+    if spec.sources.student and isinstance(spec.engine, TransformersEngine):
+        samplers["student"] = TransformersSampler(_generating(student, recipe), tokenizer, dtype=dtype, **own)
+    elif spec.sources.student and isinstance(spec.engine, ServerEngine):
+        assert recipe.student.vocab_size is not None
+        stops = stops_of(_generating(student, recipe), tokenizer, vocab_size=recipe.student.vocab_size)
+        server = ServerSampler(spec.engine, stops=stops, **sizes)
+        server.check(prompts.prompt(0))
+        samplers["student"] = server
     return Writers(prompts, samplers)
 
 
-def generating(student: StudentModel, recipe: Recipe) -> Any:
+def _generating(student: StudentModel, recipe: Recipe) -> Any:
     """The student's own modules as a model of transformers."""
     if isinstance(student, PretrainedStudent):
         return student.causal_lm
