@@ -25,8 +25,10 @@ from torch.utils.checkpoint import checkpoint
 
 from limbeck.errors import SpecError
 from limbeck.gguf_folder import converted, smollm2_in_package
-from limbeck.model_config import SMOLLM2_HUB_ID, hub_revision
+from limbeck.model_config import SMOLLM2_HUB_ID, config_path, hub_revision
+from limbeck.plan.pretrained import student_config
 from limbeck.plan.pruned import pruned_config
+from limbeck.plan.teachers import find
 from limbeck.progress import say
 from limbeck.spec.adapter import Adapter
 from limbeck.spec.student import HuggingFaceStudent
@@ -265,19 +267,27 @@ def _learning(module: nn.Module) -> int:
 
 def _loaded(spec: HuggingFaceStudent, *, on: str) -> Any:
     """The model of transformers; on the meta device it has no weights, and only its configuration is read."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     import limbeck.students.registered  # noqa: F401 (so that transformers knows our own folders)
 
     source = source_of(spec)
     with transformers_quiet(f"student.model={spec.model} cannot be loaded", error=SpecError), torch.random.fork_rng(devices=[]):
         if on == "meta":
-            config = AutoConfig.from_pretrained(source.model, **source.arguments)
-            if spec.prune is not None:
-                config = AutoConfig.for_model(**pruned_config(config.to_dict(), spec.prune))
+            config = _configuration(spec, source)
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
         return AutoModelForCausalLM.from_pretrained(source.model, dtype=torch.float32, use_safetensors=True, **source.arguments)
+
+
+def _configuration(spec: HuggingFaceStudent, source: Source) -> Any:
+    """The model's, or, where that is not on this machine, its entry in the catalogue; pruned where that is asked for."""
+    from transformers import AutoConfig
+
+    if find(spec.model) is not None and config_path(source.model, revision=spec.revision) is None:
+        return AutoConfig.for_model(**student_config(spec))
+    config = AutoConfig.from_pretrained(source.model, **source.arguments)
+    return config if spec.prune is None else AutoConfig.for_model(**pruned_config(config.to_dict(), spec.prune))
 
 
 def _leave_out(student: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
