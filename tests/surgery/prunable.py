@@ -104,7 +104,7 @@ def model_of(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0, **
 
 
 def eager(model: Any) -> Any:
-    """Experts one by one, since fused products know no float64; norms in the model's own precision, not transformers' float32."""
+    """Experts one by one, since fused products know no float64; norms in the model's own precision, not in float32."""
     model.config._experts_implementation = "eager"
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm") and not isinstance(module, RMSNorm):

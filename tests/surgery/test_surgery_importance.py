@@ -232,9 +232,7 @@ def test_hooks_are_added_up_as_they_are_or_each_over_its_mean():
     hidden_HD = torch.tensor([[1.0, 3.0, 2.0], [100.0, 100.0, 400.0]])
     nothing = ()
     scores = Scores(1, hidden_HD, *(nothing,) * 7, torch.zeros(1), {})
-    raw, normalised = (
-        hidden_score(scores, Pruning(hidden_size=2, hidden_scores=how)) for how in ("raw_sum", "normalised_sum")
-    )
+    raw, normalised = (hidden_score(scores, Pruning(hidden_size=2, hidden_scores=how)) for how in ("raw_sum", "normalised_sum"))
     assert raw.tolist() == [101.0, 103.0, 402.0]
     assert normalised.tolist() == pytest.approx([0.5 + 0.5, 1.5 + 0.5, 1.0 + 2.0])
 
