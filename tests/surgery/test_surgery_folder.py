@@ -236,10 +236,10 @@ def test_rows_are_full_and_speak_of_many_documents(parent, tmp_path):
     assert torch.equal(
         torch.stack(rows[:2]), torch.stack(calibration_rows(mixed.model_copy(update={"chats": None, "samples": 2}), tokenizer))
     )
-    chat = tokenizer.backend.decode(
-        torch.cat(calibration_rows(mixed.model_copy(update={"texts": None, "samples": 99}), tokenizer))
-    )
-    assert chat.startswith("<s>user: hi</s><s>assistant: yes</s><s>user: hi</s>")
+    chats = calibration_rows(mixed.model_copy(update={"texts": None, "samples": 99}), tokenizer)
+    read = [tokenizer.backend.decode(row) for row in chats]
+    assert len(read) >= 9 and all(text.endswith("s</s>") for text in read[:9])
+    assert len(rows) == 4 and torch.equal(torch.stack(rows[2:]), torch.stack(chats[:2]))
     (tmp_path / "chats.jsonl").write_text('{"messages": "no"}')
     with pytest.raises(SpecError, match="line 1: not a chat"):
         calibration_rows(mixed, tokenizer)
