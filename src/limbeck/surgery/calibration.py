@@ -2,7 +2,8 @@
 
 Documents are read in the order of their ids, which is as good as random and always the same. Short ones are joined until they
 fill a row; of long ones the first rows come first, so that many documents speak before one speaks twice. Chats are written by
-the tokenizer's own template: without them nothing speaks for the channels that stop tokens need.
+the tokenizer's own template, and of long ones the last rows come first: without the ends of chats nothing speaks for the
+channels that stop tokens need.
 
 Shapes: T tokens of a row.
 """
@@ -46,7 +47,8 @@ def calibration_rows(calibration: Calibration, tokenizer: Tokenizer, *, data: Da
     chats: list[Tensor] = []
     if calibration.chats is not None:
         written = _chats(Path(calibration.chats), tokenizer)
-        chats = _rows(written, length, samples=samples if store is None else samples // 2, source=f"chats={calibration.chats}")
+        most = samples if store is None else samples // 2
+        chats = _rows(written, length, samples=most, source=f"chats={calibration.chats}", from_end=True)
     if store is None:
         return chats
     documents = (store.document(int(index)) for index in np.argsort(np.array(store.ids)))
@@ -117,8 +119,8 @@ def _messages(line: bytes, source: str) -> Sequence[dict[str, str]]:
     return complete
 
 
-def _rows(documents: Iterable[np.ndarray], length: int, *, samples: int, source: str) -> list[Tensor]:
-    """At most `samples` rows: the first of every piece, then the second of every piece, and so on."""
+def _rows(documents: Iterable[np.ndarray], length: int, *, samples: int, source: str, from_end: bool = False) -> list[Tensor]:
+    """At most `samples` rows: the first of every piece, then the second of every piece, and so on; or the last, and so on."""
     seen = 0
     held: list[np.ndarray] = []
 
@@ -131,7 +133,11 @@ def _rows(documents: Iterable[np.ndarray], length: int, *, samples: int, source:
                 yield np.concatenate(held)
                 held.clear()
 
-    found = [piece[: len(piece) // length * length].reshape(-1, length) for piece in islice(pieces(), samples)]
+    def rows_of(piece: np.ndarray) -> np.ndarray:
+        rest = len(piece) % length
+        return piece[rest:].reshape(-1, length)[::-1] if from_end else piece[: len(piece) - rest].reshape(-1, length)
+
+    found = [rows_of(piece) for piece in islice(pieces(), samples)]
     if not found:
         raise SpecError(
             f"{_KEY}.{source}: all documents together have {seen} tokens, fewer than one row of {length} "
