@@ -33,6 +33,7 @@ from limbeck.spec.objective import (
     Mixture,
     Objective,
     ReverseKL,
+    SampledReverseKL,
     SkewKL,
     check_signal,
 )
@@ -151,6 +152,15 @@ def decoupled(mass: float, conditional: float, tau: float, *, by_mass: bool) -> 
     return by_rows(of_row)
 
 
+def drawn(plain: Plain) -> Tensor:
+    """Of tokens that this very student drew: the ratio is 1, with the gradient of log q."""
+    logq_T, logp_T = (
+        each_TV.gather(1, plain.targets_T[:, None]).squeeze(1)
+        for each_TV in (torch.log_softmax(plain.logits_TV, -1), plain.teacher_TV.log())
+    )
+    return (logq_T.detach() - logp_T) * (1 + logq_T - logq_T.detach())
+
+
 HEADED = ("topk", "topk at 2", "topp", "hybrid", "hybrid at 1")
 AT_ONE = ("topk", "topp", "hybrid at 1")
 PAIRS = (*HEADED, "dense", "dense at 2", "dense at 0.5")
@@ -201,6 +211,7 @@ MEMBERS: dict[str, tuple[Objective, tuple[str, ...], Formula | None]] = {
         PAIRS,
         of_outcomes(lambda p, q: skew_reverse(p, q, 0.3), scale=1 / 0.49),
     ),
+    "reverse, of drawn tokens": (SampledReverseKL(), ("dense",), drawn),
     "hard": (HardLabels(), ("hard", "topk", "topp", "hybrid at 1", "sampled weighted at 0.7"), hard),
     "cosine": (HiddenStates(), ("dense", "dense at 2"), None),
     "mse": (HiddenStates(distance="mse"), ("dense",), None),

@@ -14,8 +14,8 @@ def list_names(as_json: Json = False) -> None:
     from limbeck.spec.recipe import Recipe
 
     fields = Recipe.model_fields
-    chosen = ("student", "teacher", "signal", "objective", "optimizer", "schedule", "averaging", "budget")
-    chosen += ("parallel", "placement")
+    chosen = ["student", "teacher", "signal", "objective", "optimizer", "schedule", "averaging", "budget"]
+    chosen += ["parallel", "placement"]
     kinds: dict[str, list[str | None]] = {
         name: [kind_of(spec) for spec in spec_classes(fields[name].annotation)] for name in chosen
     }

@@ -49,6 +49,14 @@ class RowSource(Protocol):
         ...
 
 
+class LiveRowSource(RowSource, Protocol):
+    """One whose teacher also reads what is no document."""
+
+    def rows_of(self, sequences: Sequence[np.ndarray]) -> SignalRows:
+        """The rows of all positions but the last of sequences of tokens, each read whole and alone, one after another."""
+        ...
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch. `rows` speaks of positions in the order of `tokens_BT.flatten()`."""
@@ -63,6 +71,24 @@ class Batch:
     bytes_read: int = 0
     """Of what was read in one go with other batches, its share."""
     tokens_scored: int = 0
+    mask_BT: Tensor | None = None
+    """True where a position counts; None: everywhere."""
+    sampled_log_probs_BT: Tensor | None = None
+    """float32: what the targets had of whoever drew them, in nats; 0 where nobody did."""
+    tokens_generated: int = 0
+    """Positions that the student read, one after another, to write this batch."""
+    padding: int = 0
+    """Positions that hold nothing."""
+
+    @property
+    def counted(self) -> int:
+        """Positions that have a loss."""
+        return self.read if self.mask_BT is None else int(self.mask_BT.sum())
+
+    @property
+    def read(self) -> int:
+        """Positions that hold something."""
+        return self.tokens_BT.numel() - self.padding
 
 
 class Loader:

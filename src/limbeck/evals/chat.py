@@ -49,9 +49,14 @@ def stop_ids(model: EvalModel) -> tuple[int, ...]:
     They are those of its generation_config, its tokenizer's end-of-sequence token, and the special token that its chat template
     puts after an assistant's answer.
     """
-    named = getattr(getattr(model.reader.model, "generation_config", None), "eos_token_id", None)
-    found = {model.tokenizer.end_id, *(named if isinstance(named, list | tuple) else [named]), end_of_turn(model.tokenizer)}
-    return tuple(sorted(int(each) for each in found if each is not None and each < model.reader.vocab_size))
+    return stops_of(model.reader.model, model.tokenizer, vocab_size=model.reader.vocab_size)
+
+
+def stops_of(model: Any, tokenizer: Tokenizer, *, vocab_size: int) -> tuple[int, ...]:
+    """The same of any model of transformers with a tokenizer."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = {tokenizer.end_id, *(named if isinstance(named, list | tuple) else [named]), end_of_turn(tokenizer)}
+    return tuple(sorted(int(each) for each in found if each is not None and each < vocab_size))
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int | None:

@@ -82,7 +82,7 @@ def generate(
     A sample ends before a stop token (`stop_ids`) or one of the `stop_strings`, and after `max_new_tokens` at the latest.
     """
     stops = stop_ids(model)
-    batches = _batches(prompts, size=how.batch_size, padded=model.reader.model.config.model_type != "limbeck")
+    batches = batches_of(prompts, size=how.batch_size, padded=model.reader.model.config.model_type != "limbeck")
     kept = _Kept(path, _asked(model, prompts, how, stops, stop_strings))
     samples = {batch: kept.samples(batch) for batch in range(len(batches))}
     missing = [batch for batch, rows in enumerate(batches) if len(samples[batch]) < len(rows)]
@@ -107,7 +107,7 @@ def seconds_per_sample(samples: Sequence[Sample]) -> float:
     return sum(sample.batch_seconds / sample.batch_rows for sample in samples) / len(samples)
 
 
-def _batches(prompts: Sequence[Prompt], *, size: int, padded: bool) -> list[list[int]]:
+def batches_of(prompts: Sequence[Prompt], *, size: int, padded: bool) -> list[list[int]]:
     """Indices of the prompts that go together, the longest first; without padding, of equal length."""
     batches: list[list[int]] = []
     for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row].tokens)):
@@ -129,10 +129,11 @@ def _write(
     batch: int,
 ) -> list[Sample]:
     """One batch."""
-    token_BT, mask_BT = _padded_left(prompts, pad=stops[0])
+    token_BT, mask_BT = padded_left(prompts, pad=stops[0])
     device = model.reader.device
     seed = int.from_bytes(hashlib.sha256(f"{how.seed} {batch}".encode()).digest()[:8], "little")
-    with decoding_settings(model.reader.model, how, stops), torch.no_grad(), torch.random.fork_rng(devices=_cuda(device)):
+    forked = torch.random.fork_rng(devices=cuda_devices(device))
+    with decoding_settings(model.reader.model, how, stops), torch.no_grad(), forked:
         torch.manual_seed(seed)
         synchronise(device)
         begun = time.perf_counter()
@@ -153,7 +154,7 @@ def _write(
     return samples
 
 
-def _padded_left(prompts: Sequence[Prompt], *, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_left(prompts: Sequence[Prompt], *, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and mask [B, T]."""
     longest = max(len(prompt.tokens) for prompt in prompts)
     token_BT = np.full((len(prompts), longest), pad, dtype=np.int64)
@@ -211,7 +212,8 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _cuda(device: torch.device) -> list[torch.device]:
+def cuda_devices(device: torch.device) -> list[torch.device]:
+    """Those whose random numbers a fork must keep."""
     return [device] if device.type == "cuda" else []
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.data.token_store import prepare_texts
+from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
 from limbeck.evals.chat import chat_text, document_tokens, plain_tokens, require_template
 from limbeck.evals.generate import Prompt, decoded
@@ -18,7 +19,7 @@ from limbeck.spec.evals.generation import Generation
 
 def prompts_of(model: EvalModel, spec: Generation) -> list[Prompt]:
     """The first `num_prompts` of the file, or of held-out documents in the order of their ids; `DataError` where none is."""
-    found = _of_documents(model, spec) if spec.prompts is None else _of_file(model, Path(spec.prompts))
+    found = _of_documents(model, spec) if spec.prompts is None else prompts_in(Path(spec.prompts), model.tokenizer)
     if not found:
         raise DataError(
             f"{spec.prompts} holds no prompt"
@@ -68,23 +69,24 @@ def _of_documents(model: EvalModel, spec: Generation) -> list[Prompt]:
     return found
 
 
-def _of_file(model: EvalModel, path: Path) -> list[Prompt]:
+def prompts_in(path: Path, tokenizer: Tokenizer) -> list[Prompt]:
+    """Every prompt of a file; `DataError` names the line that holds none."""
     if path.suffix == ".txt":
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read ({error}): name a UTF-8 file with one prompt a line") from error
         texts = {f"{path.name}, line {number}": line for number, line in enumerate(lines, 1) if line.strip()}
-        return [Prompt(name, line, document_tokens(model.tokenizer, line)) for name, line in texts.items()]
-    return [_of_record(model, record, name) for name, record in read_lines(path)]
+        return [Prompt(name, line, document_tokens(tokenizer, line)) for name, line in texts.items()]
+    return [_of_record(tokenizer, record, name) for name, record in read_lines(path)]
 
 
-def _of_record(model: EvalModel, record: dict[str, Any], name: str) -> Prompt:
+def _of_record(tokenizer: Tokenizer, record: dict[str, Any], name: str) -> Prompt:
     if isinstance(record.get("prompt"), str):
-        return Prompt(name, record["prompt"], document_tokens(model.tokenizer, record["prompt"]))
+        return Prompt(name, record["prompt"], document_tokens(tokenizer, record["prompt"]))
     messages = _messages(record, name)
-    require_template(model.tokenizer, remedy="give it prompts with `prompt` in place of `messages`")
-    return Prompt(name, messages[-1]["content"], chat_tokens(model, messages, answers=True))
+    require_template(tokenizer, remedy="give it prompts with `prompt` in place of `messages`")
+    return Prompt(name, messages[-1]["content"], plain_tokens(tokenizer, chat_text(tokenizer, messages, answers=True)))
 
 
 def _messages(record: dict[str, Any], name: str) -> list[dict[str, str]]:

@@ -43,6 +43,8 @@ class RawStatistics:
     teacher_entropy_T: Tensor | None
     divergences: tuple[Tensor, ...] = ()
     """Of the last temperature."""
+    teacher_log_prob_T: Tensor | None = None
+    """Of a position's first id, at the dense teacher's temperature."""
 
     def leaves(self) -> tuple[Tensor, ...]:
         """The tensors that depend on the student, in the order that `Chunks.logit_gradient` takes their gradients."""
@@ -105,7 +107,8 @@ class Chunks:
         for temperature, softmax_CV in zip(self.temperatures, self.softmaxes, strict=True):
             blocks = zip(logits_CV.split(self.block), softmax_CV[:size].split(self.block), strict=True)
             lse.append(torch.cat([_softmax(logits, temperature, out=softmax) for logits, softmax in blocks]))
-        return RawStatistics(tuple(lse), logits_CK, expected_C, entropy_C, self._divergences(rows))
+        divergences, log_prob_C = self._divergences(rows), self._teacher_log_prob(rows)
+        return RawStatistics(tuple(lse), logits_CK, expected_C, entropy_C, divergences, log_prob_C)
 
     def _teacher_statistics(self, rows: slice) -> tuple[Tensor | None, Tensor | None]:
         """The dense teacher's probabilities, into their buffer; the expectation of z under them, and their entropy."""
@@ -121,6 +124,13 @@ class Chunks:
             expected.append(_dot(probs, self.logits_CV[block]))
             entropy.append(self.teacher_lse_C[block] - _dot(probs, teacher_logits) / temperature)
         return torch.cat(expected), torch.cat(entropy)
+
+    def _teacher_log_prob(self, rows: slice) -> Tensor | None:
+        """What the dense teacher gives a position's first id."""
+        if self.teacher is None:
+            return None
+        logit_C1 = self.teacher_logits_CV[: rows.stop - rows.start].gather(1, self.ids_TK[rows, :1]).to(self.dtype)
+        return logit_C1.squeeze(1) / self.teacher.temperature - self.teacher_lse_C
 
     def _divergences(self, rows: slice) -> tuple[Tensor, ...]:
         blocks = self._pair_blocks(slice(0, rows.stop - rows.start))

@@ -109,6 +109,22 @@ def renormalised_reverse_kl(statistics: HeadStatistics, target: SparseTarget) ->
     return (log_q_TK.exp() * (log_q_TK - log_p_TK)).sum(-1)
 
 
+def sampled_reverse_kl(statistics: HeadStatistics, sampled_log_prob_T: Tensor) -> Tensor:
+    """(log q_s - log p) q / q_s of the drawn token, the first id: its gradient is that of the KL(student || teacher), expected.
+
+    The first factor is constant, and so is minus the advantage of K. Lu et al. ("On-Policy Distillation", 2025); the ratio
+    corrects for what the student has learnt since it drew.
+    """
+    log_q_T = statistics.gathered_TK[:, 0] - statistics.lse_T
+    return log_ratio(statistics, sampled_log_prob_T) * (log_q_T - sampled_log_prob_T).exp()
+
+
+def log_ratio(statistics: HeadStatistics, sampled_log_prob_T: Tensor) -> Tensor:
+    """log q_s - log p of the drawn token, the first id: "k1", whose mean is the KL's; without a gradient."""
+    assert statistics.teacher_log_prob_T is not None, "these statistics hold no dense teacher"
+    return sampled_log_prob_T - statistics.teacher_log_prob_T
+
+
 def mass_kl(statistics: HeadStatistics, target: SparseTarget) -> Tensor:
     """KL between the masses on the target's ids, as two coins."""
     assert target.tail_T is not None

@@ -46,6 +46,8 @@ class HeadStatistics:
     """Entropy of the dense teacher's p; None without one."""
     divergences: tuple[Tensor, ...] = ()
     """Those asked for, between the dense teacher's p and the student at the last temperature."""
+    teacher_log_prob_T: Tensor | None = None
+    """log p of a position's first id; None without a dense teacher, and from `head_statistics`."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,14 @@ def head_statistics(
 def _at(raw: RawStatistics, temperatures: tuple[float, ...]) -> tuple[HeadStatistics, ...]:
     expected = [None if raw.expected_T is None else raw.expected_T / temperature for temperature in temperatures]
     return tuple(
-        HeadStatistics(lse_T, raw.logits_TK / temperature, expected_T, raw.teacher_entropy_T, raw.divergences)
+        HeadStatistics(
+            lse_T,
+            raw.logits_TK / temperature,
+            expected_T,
+            raw.teacher_entropy_T,
+            raw.divergences,
+            raw.teacher_log_prob_T,
+        )
         for temperature, lse_T, expected_T in zip(temperatures, raw.lse, expected, strict=True)
     )
 

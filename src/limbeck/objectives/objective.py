@@ -16,6 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from limbeck.errors import SpecError
 from limbeck.objectives.head import HeadStatistics, LossSums, head_loss
 from limbeck.objectives.hidden import hidden_distance
 from limbeck.objectives.parts import Seen, label_cross_entropy, parts_of, unused
@@ -30,6 +31,7 @@ from limbeck.spec.objective import (
     PairTerm,
     ReverseKL,
     SkewKL,
+    needs_samples,
     terms,
 )
 from limbeck.spec.weight import Balanced
@@ -63,6 +65,7 @@ def objective_loss(
     normaliser: float | Tensor | None = None,
     softcap: float | None = None,
     chunk_tokens: int | None = None,
+    sampled_log_probs_T: Tensor | None = None,
 ) -> LossOutput:
     """The loss of `objective` where hidden_TD[t] predicts targets_T[t] and `rows[t]` is the teacher's view of it.
 
@@ -70,18 +73,23 @@ def objective_loss(
     to the teacher's width (`limbeck.objectives.hidden`). `mask_T` is True where a position counts. `normaliser` is the number
     of counted positions of the whole global batch, so that the losses of its micro-batches and ranks add up to its mean; None:
     of this batch. `softcap` is the student's (`head_loss`). `chunk_tokens` bounds the memory and changes nothing else.
+    `sampled_log_probs_T` are what the targets had of the student that drew them, where it did.
     """
     check_rows(objective, rows)
+    if needs_samples(objective) and sampled_log_probs_T is None:
+        raise SpecError("objective sampled_reverse_kl reads tokens that the student drew: set on_policy")
     _warn_of_biases(objective)
     teacher = teacher_view(rows)
     if mask_T is not None:
         keep_N = mask_T.nonzero().squeeze(1)
         hidden_TD, targets_T, teacher = hidden_TD[keep_N], targets_T[keep_N], teacher.at(keep_N)
+        sampled_log_probs_T = None if sampled_log_probs_T is None else sampled_log_probs_T[keep_N]
     sums = _logit_loss(
         objective,
         hidden_TD,
         head_VD=head_VD,
         targets_T=targets_T,
+        sampled_log_probs_T=sampled_log_probs_T,
         teacher=teacher,
         temperature=temperature if rows is not None else 1.0,
         moment=moment,
@@ -100,6 +108,7 @@ def _logit_loss(
     *,
     head_VD: Tensor,
     targets_T: Tensor,
+    sampled_log_probs_T: Tensor | None,
     teacher: TeacherView,
     temperature: float,
     moment: Moment,
@@ -111,7 +120,8 @@ def _logit_loss(
     asked = _dense_divergences(objective) if teacher.dense is not None else ()
 
     def per_token(statistics: tuple[HeadStatistics, ...], chunk: slice) -> LossSums:
-        seen = _seen(statistics, teacher.at(chunk), targets_T[chunk], asked)
+        sampled_C = None if sampled_log_probs_T is None else sampled_log_probs_T[chunk]
+        seen = _seen(statistics, teacher.at(chunk), targets_T[chunk], asked, sampled_C)
         losses = {"ce": label_cross_entropy(seen)} | {part.name: part.per_token(seen) for part in parts}
         weighted = [part.factor * losses[part.name].sum() for part in parts]
         loss = torch.stack(weighted).sum() if weighted else 0 * losses["ce"].sum()
@@ -138,7 +148,13 @@ def _gathered_ids(targets_T: Tensor, teacher: TeacherView) -> Tensor:
     return torch.cat([torch.stack(singles, 1), *target], 1)
 
 
-def _seen(statistics: tuple[HeadStatistics, ...], teacher: TeacherView, labels_T: Tensor, asked: tuple[PairTerm, ...]) -> Seen:
+def _seen(
+    statistics: tuple[HeadStatistics, ...],
+    teacher: TeacherView,
+    labels_T: Tensor,
+    asked: tuple[PairTerm, ...],
+    sampled_log_prob_T: Tensor | None,
+) -> Seen:
     plain, tempered = statistics[0], statistics[-1]
     singles = 1 if teacher.top1_T is None else 2
     return Seen(
@@ -148,6 +164,7 @@ def _seen(statistics: tuple[HeadStatistics, ...], teacher: TeacherView, labels_T
         label_logit_T=tempered.gathered_TK[:, 0],
         teacher=teacher,
         dense=dict(zip(asked, tempered.divergences, strict=True)),
+        sampled_log_prob_T=sampled_log_prob_T,
     )
 
 

@@ -20,9 +20,11 @@ from limbeck.objectives.divergences import (
     cross_entropy,
     dense_forward_kl,
     forward_kl,
+    log_ratio,
     mass_kl,
     renormalised_forward_kl,
     renormalised_reverse_kl,
+    sampled_reverse_kl,
     stop_gradient_reverse_kl,
     text_tail_forward_kl,
     z_loss,
@@ -43,6 +45,7 @@ from limbeck.spec.objective import (
     Objective,
     PairTerm,
     ReverseKL,
+    SampledReverseKL,
     SkewKL,
     Term,
     terms,
@@ -63,12 +66,20 @@ class Seen:
     teacher: TeacherView
     dense: dict[PairTerm, Tensor]
     """Divergences from a dense teacher, read off by the head."""
+    sampled_log_prob_T: Tensor | None = None
+    """Of the text's own token, by the student that drew it."""
 
     @property
     def target(self) -> SparseTarget:
         """Of a sparse signal."""
         assert self.teacher.target is not None
         return self.teacher.target
+
+    @property
+    def sampled(self) -> tuple[HeadStatistics, Tensor]:
+        """Statistics at temperature 1, and what the drawn tokens had when they were drawn."""
+        assert self.sampled_log_prob_T is not None
+        return self.plain, self.sampled_log_prob_T
 
     @property
     def head(self) -> tuple[HeadStatistics, SparseTarget]:
@@ -157,6 +168,12 @@ def _losses(term: Term, temperature: float) -> list[tuple[str, float, LossOf]]:
             return [("reverse_kl_renormalised", squared, lambda seen: renormalised_reverse_kl(*seen.head))]
         case ReverseKL() | JensenShannon() | SkewKL():
             return [(term.kind, squared / beside_kl(term), partial(_pair, term))]
+        case SampledReverseKL():
+            # The second, of no weight, is for people: an estimate of the KL itself.
+            return [
+                (term.kind, 1.0, lambda seen: sampled_reverse_kl(*seen.sampled)),
+                ("k1", 0.0, lambda seen: log_ratio(*seen.sampled)),
+            ]
         case Custom(function=function):
             # Under a name that no other part or column of a run's metrics has.
             return [(f"custom_{function.rpartition(':')[2]}", squared, partial(_custom, function))]

@@ -124,6 +124,21 @@ class SkewKL(_PairDivergence):
     scale: Literal["kl", "plain"] = "kl"
 
 
+class SampledReverseKL(_Objective):
+    """KL(student || teacher) by the score of the tokens that the student drew (K. Lu et al., "On-Policy Distillation", 2025).
+
+    With a the drawn token, q_s the student that drew it and A = -(log q_s(a) - log p(a)) held constant, the loss is
+    -A q(a) / q_s(a), whose expected gradient where q = q_s is that of the KL at this position (what the token does to later
+    ones is ignored: discount 0). log q(a) - log p(a) itself, "k1", is an unbiased estimate of the KL and never differentiated:
+    the expectation of its gradient, sum q grad log q = grad sum q, is zero, and says nothing of the teacher.
+
+    With a teacher at hand `reverse_kl` is the same without the noise of one draw; this is what can be compared with those who
+    have log-probs of drawn tokens alone. Its metric `k1` is the mean of log q_s(a) - log p(a).
+    """
+
+    kind: Literal["sampled_reverse_kl"] = "sampled_reverse_kl"
+
+
 class HardLabels(_Objective):
     """Cross-entropy against the teacher's most probable token. Not a proper score: students become over-confident."""
 
@@ -157,7 +172,16 @@ class Custom(_Divergence):
 
 PairTerm = ReverseKL | JensenShannon | SkewKL
 Term = Annotated[
-    CrossEntropy | ForwardKL | DecoupledKL | ReverseKL | JensenShannon | SkewKL | HardLabels | HiddenStates | Custom,
+    CrossEntropy
+    | ForwardKL
+    | DecoupledKL
+    | ReverseKL
+    | JensenShannon
+    | SkewKL
+    | SampledReverseKL
+    | HardLabels
+    | HiddenStates
+    | Custom,
     Field(discriminator="kind"),
 ]
 
@@ -225,7 +249,17 @@ class Mixture(_Objective):
 
 
 AnyObjective = (
-    CrossEntropy | ForwardKL | DecoupledKL | ReverseKL | JensenShannon | SkewKL | HardLabels | HiddenStates | Custom | Mixture
+    CrossEntropy
+    | ForwardKL
+    | DecoupledKL
+    | ReverseKL
+    | JensenShannon
+    | SkewKL
+    | SampledReverseKL
+    | HardLabels
+    | HiddenStates
+    | Custom
+    | Mixture
 )
 Objective = Annotated[AnyObjective, Field(discriminator="kind")]
 
@@ -240,6 +274,11 @@ def terms(objective: AnyObjective) -> tuple[WeightedTerm, ...]:
 def needs_teacher(objective: AnyObjective) -> bool:
     """Whether any term reads a teacher's signal, or its entropy."""
     return any(not isinstance(weighted.term, CrossEntropy) or weighted.entropy is not None for weighted in terms(objective))
+
+
+def needs_samples(objective: AnyObjective) -> bool:
+    """Whether any term reads tokens that the student drew, and what it gave them."""
+    return any(isinstance(weighted.term, SampledReverseKL) for weighted in terms(objective))
 
 
 def needs_hidden_states(objective: AnyObjective) -> bool:
@@ -264,7 +303,7 @@ def serving_signals(term: Term) -> tuple[str, ...]:
             return HEADED
         case HardLabels():
             return ("hard", *HEADED)
-        case HiddenStates():
+        case HiddenStates() | SampledReverseKL():
             return ("dense",)
         case CrossEntropy() | Custom():
             return ("hard", *HEADED, "sampled", "dense")
@@ -286,6 +325,8 @@ def check_signal(objective: AnyObjective, signal: Signal | None) -> None:
             raise ValueError(f"signal.kind={signal.kind} {_lack(term)}: {_named(term)} needs {needed}")
         if weighted.entropy is not None and signal.kind == "hard":
             raise ValueError("signal.kind=hard keeps no entropy, so terms cannot be shared out by it: use another signal")
+        if isinstance(term, SampledReverseKL) and getattr(signal, "temperature", 1.0) != 1.0:
+            raise ValueError("objective sampled_reverse_kl reads tokens drawn at temperature 1: set signal.temperature=1")
         if isinstance(term, DecoupledKL) and getattr(signal, "temperature", 1.0) != 1.0:
             raise ValueError(
                 "objective decoupled has a temperature of its own and reads a signal at 1: set signal.temperature=1 "
@@ -303,6 +344,8 @@ def _lack(term: Term) -> str:
             return "has no top-1"
         case HiddenStates():
             return "has no hidden states"
+        case SampledReverseKL():
+            return "does not give every token its probability"
         case ReverseKL(form="stop_gradient" | "renormalised"):
             return "does not name the most probable ids alone"
         case _:

@@ -8,11 +8,11 @@ from limbeck.spec.artifact import QuantisationAware, check_begins
 from limbeck.spec.base import Spec
 from limbeck.spec.budget import Budget
 from limbeck.spec.data import Data
-from limbeck.spec.objective import Objective, check_signal, needs_teacher
-from limbeck.spec.on_policy import OnPolicy
+from limbeck.spec.objective import Objective, check_signal, needs_samples, needs_teacher
+from limbeck.spec.on_policy import OnPolicy, ServerEngine
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
-from limbeck.spec.parallel import Parallel, Replicated
-from limbeck.spec.placement import Placement, SameDevice
+from limbeck.spec.parallel import Parallel, Replicated, Sharded
+from limbeck.spec.placement import Placement, SameDevice, TeacherPool
 from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
 from limbeck.spec.sinks import Sink
 from limbeck.spec.student import HuggingFaceStudent, Student, UpcycledStudent
@@ -89,6 +89,37 @@ class Recipe(Spec):
         check_signal(self.objective, self.signal)
         if needs_teacher(self.objective) and self.teacher is None:
             raise ValueError(f"objective.kind={self.objective.kind} needs a teacher: set teacher.kind")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_written_is_taught(self) -> Self:
+        if self.on_policy is None:
+            if needs_samples(self.objective):
+                raise ValueError("objective sampled_reverse_kl reads tokens that the student drew: set on_policy")
+            return self
+        if not needs_teacher(self.objective) or self.signal is None or not self.signal.live:
+            raise ValueError(
+                "on_policy needs a teacher that reads what the student writes: set signal.live=true or signal.kind=dense, and "
+                "an objective that reads a signal"
+            )
+        if needs_samples(self.objective) and self.on_policy.sources.student != 1:
+            raise ValueError(
+                "objective sampled_reverse_kl is about what the student draws: set on_policy.sources to {student: 1}, or use "
+                "reverse_kl"
+            )
+        engine, student = self.on_policy.engine, self.student
+        adapted = isinstance(student, HuggingFaceStudent) and student.adapter is not None
+        if isinstance(engine, ServerEngine) and engine.refresh_url is not None and adapted:
+            raise ValueError(
+                "on_policy.engine.refresh_url gives a server the student's weights, which student.adapter is beside: use "
+                "engine.kind=transformers, or train without an adapter"
+            )
+        if self.on_policy.sources.teacher and isinstance(self.placement, TeacherPool):
+            raise ValueError("on_policy.sources.teacher needs the teacher in the student's process: set placement.kind=same")
+        asked = ["compile"] if self.compile else []
+        asked += ["parallel.kind=sharded"] if isinstance(self.parallel, Sharded) else []
+        if asked:
+            raise ValueError(f"on_policy generates with the student as it is, not with {asked[0]}: remove it")
         return self
 
     @model_validator(mode="after")

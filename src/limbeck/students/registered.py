@@ -225,6 +225,15 @@ class LimbeckForCausalLM(LimbeckPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=read.past_key_values)
 
 
+def around(decoder: Decoder, spec: LaidOutStudent) -> LimbeckForCausalLM:
+    """The very modules of a student, any family's, as a model of transformers that can generate; nothing is copied."""
+    with torch.device("meta"):
+        model = LimbeckForCausalLM(LimbeckConfig(student=spec.model_dump(mode="json"), vocab_size=len(decoder.head_VD)))
+    model.model.body = decoder.model
+    model.lm_head.weight = decoder.head_VD
+    return model
+
+
 def _decoder(config: LimbeckConfig) -> Decoder:
     """Initialised with a seed of torch's own generator; where weights are to be loaded, empty on the meta device."""
     decoder = Decoder(config.layout, vocab_size=config.vocab_size)

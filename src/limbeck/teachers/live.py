@@ -79,8 +79,8 @@ class LiveRows:
     def _require_finite(self, hidden_RE: Tensor, where: str) -> None:
         if not bool(hidden_RE.isfinite().all()):
             raise TeacherError(
-                f"{where}: the hidden states of teacher {self.teacher.files.name} are not finite; check its weights, or load it "
-                "with teacher.dtype=float32"
+                f"{where}: the hidden states of teacher {self.teacher.files.name} are not finite; check its weights, or load "
+                "it with teacher.dtype=float32"
             )
 
     def _hidden(self, pieces: Sequence[Piece]) -> list[Tensor]:

@@ -14,6 +14,7 @@ from limbeck.spec.objective import (
     JensenShannon,
     Objective,
     ReverseKL,
+    SampledReverseKL,
     SkewKL,
     Term,
     terms,
@@ -50,6 +51,7 @@ def claims_of(objective: Objective, signal: Signal | None, *, moment: Moment) ->
     found = [weighted.term for weighted in parts]
     zero = objective.z_loss_weight == 0 and all(_is_zero_at_teacher(term, signal) for term in found)
     frozen = [term for term in found if isinstance(term, ReverseKL) and term.form == "stop_gradient"]
+    drawn = any(isinstance(term, SampledReverseKL) for term in found)
     balanced = any(isinstance(weighted.weight, Balanced) for weighted in parts)
     scales = [_scale(weighted.term) for weighted in parts]
     everywhere = all(weighted.entropy is None for weighted in parts)
@@ -60,9 +62,10 @@ def claims_of(objective: Objective, signal: Signal | None, *, moment: Moment) ->
         has_potential=not frozen and not balanced,
         additive=not balanced,
         # Where the student's mass leaves the ids, a sum over the ids alone forgets it.
-        hears_misalignment=not frozen and not any(isinstance(term, Custom) for term in found),
-        # A z-loss is no distance, and the value beside a constant part is not one that falls towards the teacher.
-        prefers_its_teacher=not frozen and objective.z_loss_weight == 0,
+        hears_misalignment=not frozen and not drawn and not any(isinstance(term, Custom) for term in found),
+        # A z-loss is no distance, and the value beside a constant part, or of drawn tokens, is not one that falls towards the
+        # teacher.
+        prefers_its_teacher=not frozen and not drawn and objective.z_loss_weight == 0,
         scale=sum(weight * (scale or 0.0) for weight, scale in zip(weights, scales, strict=True)) if known else None,
     )
 
@@ -76,7 +79,7 @@ def _is_zero_at_teacher(term: Term, signal: Signal | None) -> bool:
             return exact and tail == "bucket"
         case ReverseKL() | JensenShannon() | SkewKL():
             return term.label_share == 0
-        case DecoupledKL() | HiddenStates():
+        case DecoupledKL() | HiddenStates() | SampledReverseKL():
             return True
 
 

@@ -88,6 +88,7 @@ class _Case:
             "temperature": self.temperature,
             "moment": self.moment,
             "projection": projection,
+            "sampled_log_probs_T": toy.sampled_log_probs_T,
         }
         try:
             return objective_loss(self.objective, **(everything | options))  # type: ignore[arg-type]

@@ -28,6 +28,8 @@ class Toy:
     teacher_head_VE: Tensor
     projection_ED: Tensor | None
     """From the student's width to the teacher's, where the two differ."""
+    sampled_log_probs_T: Tensor
+    """What the student as it was made gives the targets: it drew them."""
 
     def teacher_probs(self, temperature: float) -> Tensor:
         """The teacher's distribution, [T, V]."""
@@ -40,6 +42,7 @@ class Toy:
             hidden_TD=self.hidden_TD[positions],
             targets_T=self.targets_T[positions],
             teacher_hidden_TE=self.teacher_hidden_TE[positions],
+            sampled_log_probs_T=self.sampled_log_probs_T[positions],
         )
 
 
@@ -52,13 +55,16 @@ def make_toy(*, tokens: int = 17, vocabulary: int = 31, width: int = 6, teacher_
 
     teacher_hidden_TE, teacher_head_VE = normal(tokens, teacher_width), normal(vocabulary, teacher_width)
     probs_TV = torch.softmax(teacher_hidden_TE @ teacher_head_VE.T, -1)
+    hidden_TD, head_VD = normal(tokens, width), normal(vocabulary, width)
+    targets_T = torch.multinomial(probs_TV, 1, generator=draw).squeeze(1)
     return Toy(
-        hidden_TD=normal(tokens, width),
-        head_VD=normal(vocabulary, width),
-        targets_T=torch.multinomial(probs_TV, 1, generator=draw).squeeze(1),
+        hidden_TD=hidden_TD,
+        head_VD=head_VD,
+        targets_T=targets_T,
         teacher_hidden_TE=teacher_hidden_TE,
         teacher_head_VE=teacher_head_VE,
         projection_ED=normal(teacher_width, width) if teacher_width != width else None,
+        sampled_log_probs_T=_log_probs(hidden_TD, head_VD, targets_T),
     )
 
 
@@ -67,7 +73,13 @@ def taught(toy: Toy, *, noise: float, seed: int = 1) -> Toy:
     draw = torch.Generator().manual_seed(seed)
     hidden_TE = toy.teacher_hidden_TE
     noise_TE = torch.randn(hidden_TE.shape, generator=draw, dtype=hidden_TE.dtype)
-    return replace(toy, hidden_TD=hidden_TE + noise * noise_TE, head_VD=toy.teacher_head_VE.clone(), projection_ED=None)
+    hidden_TD, head_VD = hidden_TE + noise * noise_TE, toy.teacher_head_VE.clone()
+    sampled_T = _log_probs(hidden_TD, head_VD, toy.targets_T)
+    return replace(toy, hidden_TD=hidden_TD, head_VD=head_VD, projection_ED=None, sampled_log_probs_T=sampled_T)
+
+
+def _log_probs(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) -> Tensor:
+    return (hidden_TD @ head_VD.T).log_softmax(-1).gather(1, targets_T[:, None]).squeeze(1)
 
 
 def toy_rows(signal: Signal, toy: Toy, *, seed: int = 2) -> SignalRows:

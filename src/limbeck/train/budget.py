@@ -42,6 +42,17 @@ def fraction_during_next_step(budget: Budget, costs: Costs, *, step: Costs) -> f
     return (spent(budget, costs) + spent(budget, expected) / 2) / budget.amount
 
 
+def mean_step(costs: Costs) -> Costs:
+    """What a step has cost so far, on average; before the first nothing is known."""
+    steps = max(1, costs.step)
+    return Costs(
+        step=1,
+        tokens=costs.tokens // steps,
+        student_flops=costs.student_flops / steps,
+        teacher_flops=costs.teacher_flops / steps,
+    )
+
+
 def passes_a_multiple(budget: Budget, before: Costs, after: Costs, *, every: float) -> bool:
     """Whether a multiple of `every` of the budget was reached between the two; 3 x 0.1 is reached at 0.3, unlike in floats."""
     reached = [math.floor(fraction(budget, costs) / every + 1e-9) for costs in (before, after)]

@@ -25,9 +25,10 @@ from limbeck.progress import progress, say
 from limbeck.runs import Costs, RunWriter
 from limbeck.signals.rows import to_device
 from limbeck.students.fake_quantise import quantising
-from limbeck.train.budget import fraction, fraction_during_next_step, passes_a_multiple
+from limbeck.train.budget import fraction, fraction_during_next_step, mean_step, passes_a_multiple
 from limbeck.train.interrupt import Interrupted, finish_the_step
 from limbeck.train.measure import measure
+from limbeck.train.on_policy import OnPolicySteps
 from limbeck.train.parallel import any_says, clip_gradients, from_first, sum_gradients, sum_values
 from limbeck.train.resume import resume, save
 from limbeck.train.setup import Setup
@@ -45,18 +46,20 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
         writer.rewind(costs.step)
     if recipe.compile:
         compile_ahead(setup, fraction=fraction(budget, costs))
+    on_policy = OnPolicySteps(setup, path) if recipe.on_policy is not None else None
     saved_at = costs.seconds
     title = f"training {recipe.name}"
     with (
-        closing(setup.loader.steps(costs.step)) as steps,
+        closing((on_policy or setup.loader).steps(costs.step)) as steps,
         progress(title, total=1, done=fraction(budget, costs)) as advance,
         finish_the_step() as interrupt,
     ):
         while fraction(budget, costs) < 1:
             started = time.perf_counter()
-            batches = next(steps)
-            spent = fraction_during_next_step(budget, costs, step=setup.step_costs)
+            spent = fraction_during_next_step(budget, costs, step=mean_step(costs) if on_policy else setup.step_costs)
             moment = Moment(fraction=spent, lr_factor=lr_factor(recipe.schedule, spent))
+            setup.student.set_fraction(spent)
+            batches = next(steps)
             logged = optimizer_step(setup, optimizer, batches, moment=moment)
             if not math.isfinite(logged["loss_nats"] + logged["grad_norm"]):
                 raise DivergedError(
@@ -64,6 +67,8 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
                     "name (the checkpoint before it is kept)"
                 )
             before, costs = costs, _after(setup, costs, batches, seconds=time.perf_counter() - started)
+            if on_policy is not None:
+                logged |= on_policy.logged(seconds=costs.seconds - before.seconds)
             average.update(setup.student, lr_factor=moment.lr_factor, fraction=fraction(budget, costs))
             last = fraction(budget, costs) >= 1
             stopping = any_says(interrupt.asked, setup.processes, setup.device)
@@ -110,10 +115,11 @@ def optimizer_step(
     """
     optimizer.zero_grad(set_to_none=True)
     setup.student.set_fraction(moment.fraction)
+    tokens = _tokens(setup, batches)
     outputs, loads = [], []
     with _rounded(setup, moment):
         for batch in batches:
-            output, load_ME = batch_loss(setup, batch, moment=moment)
+            output, load_ME = batch_loss(setup, batch, moment=moment, tokens=tokens)
             output.loss.backward()
             outputs.append(output)
             loads.append(load_ME)
@@ -142,9 +148,15 @@ def _rebalance(setup: Setup, loads: Sequence[Tensor | None]) -> None:
         setup.student.rebalance(sum_values(torch.stack(found).sum(0), setup.processes))
 
 
-def batch_loss(setup: Setup, batch: Batch, *, moment: Moment = START) -> tuple[LossOutput, Tensor | None]:
-    """The objective on one micro-batch, divided by the tokens of the whole step; and what each expert saw, if there are any."""
-    device = setup.device
+def batch_loss(
+    setup: Setup, batch: Batch, *, moment: Moment = START, tokens: int | None = None
+) -> tuple[LossOutput, Tensor | None]:
+    """The objective on one micro-batch, and what each expert saw, if there are any.
+
+    It is divided by the tokens of the whole step that have a loss; None: those of a step that reads texts alone.
+    """
+    device, normaliser = setup.device, setup.step_costs.tokens if tokens is None else tokens
+    sampled = batch.sampled_log_probs_BT
     with autocast(setup.dtype, device):
         reading = setup.read(batch)
         output = objective_loss(
@@ -156,21 +168,32 @@ def batch_loss(setup: Setup, batch: Batch, *, moment: Moment = START) -> tuple[L
             temperature=setup.temperature,
             moment=moment,
             projection=setup.projection,
-            normaliser=setup.step_costs.tokens,
+            mask_T=batch.mask_BT.flatten().to(device) if batch.mask_BT is not None else None,
+            normaliser=normaliser,
             softcap=setup.student.softcap,
+            sampled_log_probs_T=sampled.flatten().to(device) if sampled is not None else None,
         )
     if reading.balance is not None:
-        balance = reading.balance * batch.targets_BT.numel() / setup.step_costs.tokens
+        balance = reading.balance * batch.counted / normaliser
         output = replace(output, loss=output.loss + balance, per_term={**output.per_term, "balance": balance.detach()})
     return output, reading.load_ME
 
 
+def _tokens(setup: Setup, batches: Sequence[Batch]) -> int:
+    """Those of the step that have a loss, over all processes; at least 1."""
+    if setup.recipe.on_policy is None:
+        return setup.step_costs.tokens
+    mine = torch.tensor(sum(batch.counted for batch in batches), device=setup.device)
+    return max(1, int(sum_values(mine, setup.processes)))
+
+
 def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: float) -> Costs:
     """The costs with one more step."""
-    step, processes = setup.step_costs, setup.processes
-    tokens = costs.tokens + step.tokens
-    mine = [sum(batch.bytes_read for batch in batches), sum(batch.tokens_scored for batch in batches)]
-    bytes_read, tokens_scored = sum_values(torch.tensor(mine, device=setup.device), processes).tolist()
+    of_student, processes = setup.student_costs, setup.processes
+    names = ("counted", "read", "tokens_generated", "tokens_scored", "bytes_read")
+    mine = torch.tensor([sum(getattr(batch, name) for batch in batches) for name in names], device=setup.device)
+    counted, read, generated, tokens_scored, bytes_read = sum_values(mine, processes).tolist()
+    tokens = costs.tokens + counted
     if setup.loader.source is not None and setup.loader.source.is_live:
         scored = costs.teacher_flops + tokens_scored * setup.teacher_flops_per_scored_token
     else:  # a stored row is paid for once, however often it is read
@@ -181,7 +204,7 @@ def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: flo
         step=costs.step + 1,
         tokens=tokens,
         seconds=costs.seconds + from_first(seconds, processes, setup.device),
-        student_flops=costs.student_flops + step.student_flops,
+        student_flops=costs.student_flops + of_student.training_flops * read + of_student.forward_flops * generated,
         teacher_flops=scored,
         bytes_read=costs.bytes_read + bytes_read,
     )

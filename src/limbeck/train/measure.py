@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,6 +22,9 @@ from limbeck.students.pretrained_folder import save_pretrained
 from limbeck.train.resume import forget_checkpoints
 from limbeck.train.setup import Setup
 from limbeck.train.sharding import gathered, head_gathered
+
+SERVED = "served"
+"""Inside a run's folder while it goes on: the student for a server of completions."""
 
 
 def measure(setup: Setup, *, last: bool = False) -> HeldOut:
@@ -53,9 +57,7 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) 
     assert student is not None
     writer.forget("eval", step=costs.step)  # of a run that was killed between here and its summary
     writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=heldout.kl_to_teacher_nats)
-    with TemporaryDirectory() as tokenizer_folder:
-        save_tokenizer(setup.texts.tokenizer, Path(tokenizer_folder))
-        _save(setup, student, path / "student", tokenizer_folder=Path(tokenizer_folder))
+    save_student(setup, student, path / "student")
     parameters = setup.student_costs.parameters
     writer.finish(
         costs,
@@ -80,10 +82,17 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) 
         start=asdict(setup.start) if setup.start is not None else None,
     )
     forget_checkpoints(path)
+    rmtree(path / SERVED, ignore_errors=True)
+
+
+def save_student(setup: Setup, student: StudentModel, folder: Path) -> None:
+    """The whole student as a folder, with its tokenizer."""
+    with TemporaryDirectory() as tokenizer_folder:
+        save_tokenizer(setup.texts.tokenizer, Path(tokenizer_folder))
+        _save(setup, student, folder, tokenizer_folder=Path(tokenizer_folder))
 
 
 def _save(setup: Setup, student: StudentModel, folder: Path, *, tokenizer_folder: Path) -> None:
-    """The whole student as a folder."""
     spec, tokenizer = setup.recipe.student, setup.texts.tokenizer
     if isinstance(spec, HuggingFaceStudent):
         assert isinstance(student, PretrainedStudent)

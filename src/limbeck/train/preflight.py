@@ -207,6 +207,7 @@ def _gradient(
         rows=rows if needs_teacher(objective) else None,
         temperature=temperature,
         normaliser=1,
+        sampled_log_probs_T=logits_NV.log_softmax(-1).gather(1, targets_N[:, None]).squeeze(1),  # as if it had drawn them
     )
     (grad_VN,) = torch.autograd.grad(output.loss, head_VN)
     return grad_VN.T

@@ -42,6 +42,7 @@ from limbeck.train.parallel import Processes, from_first, start_processes, wait_
 from limbeck.train.pool import AskedRows, pool_size
 from limbeck.train.sharding import shard
 from limbeck.train.split import MovedRows, teacher_device
+from limbeck.train.writers import Writers, open_writers
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,12 @@ class Setup:
     """None where the student begins at random."""
     student_costs: StudentCosts
     step_costs: Costs
-    """Of one optimizer step: tokens and student FLOPs."""
+    """Of one optimizer step that reads texts alone: tokens and student FLOPs."""
     teacher_flops_per_scored_token: float
     tokens_scored_per_row: float
     rows_per_epoch: int
+    writers: Writers | None
+    """Of an on-policy run."""
 
     @property
     def sharded(self) -> bool:
@@ -213,15 +216,17 @@ def _opened(
     student = _student(recipe, start)
     costs = student_costs(recipe, texts.train, student)
     projection = _projection(recipe, student, teacher, device=device)
+    student = _placed(student, recipe, projection, processes=processes, device=device)
+    dtype = _agreed_dtype(recipe, processes, device)
     return Setup(
         recipe=recipe,
         texts=texts,
-        student=_placed(student, recipe, projection, processes=processes, device=device),
+        student=student,
         projection=projection,
         loader=loader,
         processes=processes,
         device=device,
-        dtype=_agreed_dtype(recipe, processes, device),
+        dtype=dtype,
         reference=reference,
         start=_start_record(recipe, start),
         student_costs=costs,
@@ -229,6 +234,15 @@ def _opened(
         teacher_flops_per_scored_token=teacher_flops_per_scored_token(recipe, texts.train, texts.files),
         tokens_scored_per_row=tokens_scored_per_row(texts.train, context=context),
         rows_per_epoch=stream.rows_per_epoch,
+        writers=open_writers(
+            recipe,
+            train=texts.train,
+            tokenizer=texts.tokenizer,
+            student=student,
+            teacher=teacher if isinstance(teacher, Teacher) else None,
+            dtype=dtype,
+            device=device,
+        ),
     )
 
 

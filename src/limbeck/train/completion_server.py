@@ -1,0 +1,111 @@
+"""Rollouts from a server that completes prompts of token ids, as vLLM's `/v1/completions` does.
+
+Ids go in and ids come out, since text that is read again need not give the tokens that were drawn: a server that returns none
+(`token_ids` of each choice, with `return_token_ids`; or tokens named `token_id:N`, with `return_tokens_as_token_ids`) is
+refused. A request undoes what servers add by themselves from a model's generation_config: top-k, top-p, penalties.
+
+The student's weights reach it as a folder, which the server is told to load where `refresh_url` says how.
+"""
+
+import hashlib
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import LimbeckError, first_line
+from limbeck.evals.generate import Prompt
+from limbeck.spec.on_policy import ServerEngine
+from limbeck.train.rollouts import Continuation, ended
+
+WHOLE_DISTRIBUTION = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+class ServerError(LimbeckError):
+    """A server of completions cannot be reached, or does not answer what was asked."""
+
+
+class ServerSampler:
+    """A client of one server."""
+
+    def __init__(self, spec: ServerEngine, *, stops: Sequence[int], vocab_size: int, max_new_tokens: int) -> None:
+        self.spec, self.stops, self.vocab_size, self.max_new_tokens = spec, tuple(stops), vocab_size, max_new_tokens
+        self._is_fresh = False
+
+    def refresh(self, step: int, write: Callable[[], Path]) -> None:
+        """Let the server load the student: before the first step of this process, and then every `refresh_steps`."""
+        if self.spec.refresh_url is not None and (not self._is_fresh or step % self.spec.refresh_steps == 0):
+            self._post(self.spec.refresh_url, {"model": self.spec.model, "path": str(write().resolve())})
+            self._is_fresh = True
+
+    def draw(self, prompts: Sequence[Prompt], *, key: str) -> list[Continuation]:
+        """A continuation of each prompt, in their order, by the weights that the server has; it need not repeat itself."""
+        return self._asked(prompts, max_tokens=self.max_new_tokens, key=key)
+
+    def check(self, prompt: Prompt) -> None:
+        """`ServerError` where a single token of a continuation is not to be had."""
+        self._asked([prompt], max_tokens=1, key="")
+
+    def _asked(self, prompts: Sequence[Prompt], *, max_tokens: int, key: str) -> list[Continuation]:
+        asked = {
+            "model": self.spec.model,
+            "prompt": [prompt.tokens.tolist() for prompt in prompts],
+            "max_tokens": max_tokens,
+            "logprobs": 1,
+            "seed": int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little") >> 1,
+            "stop_token_ids": list(self.stops),
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            **WHOLE_DISTRIBUTION,
+        }
+        url = f"{self.spec.url.rstrip('/')}/completions"
+        answer = self._post(url, asked)
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            found = [(self._ids(choice), choice["logprobs"]["token_logprobs"], choice["finish_reason"]) for choice in choices]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerError(
+                f"{url} does not say which tokens it drew, and with what log-probs ({type(error).__name__}: {error}): use a "
+                "server that knows return_token_ids or return_tokens_as_token_ids, as vLLM does"
+            ) from error
+        if len(found) != len(prompts):
+            raise ServerError(f"{url} was asked for {len(prompts)} completions and gave {len(found)}")
+        return [self._continuation(*each, url=url, max_tokens=max_tokens) for each in found]
+
+    def _ids(self, choice: dict[str, Any]) -> list[int]:
+        given = choice.get("token_ids")
+        named = choice["logprobs"]["tokens"] if given is None else ()
+        return list(given) if given is not None else [int(name.removeprefix("token_id:")) for name in named]
+
+    def _continuation(self, ids: list[int], log_probs: list[float], reason: str, *, url: str, max_tokens: int) -> Continuation:
+        drawn = ended(ids, log_probs, stops=self.stops) if len(ids) == len(log_probs) else None
+        wrong = (
+            (drawn is None or not ids, f"{len(ids)} tokens with {len(log_probs)} log-probs"),
+            (any(each >= self.vocab_size for each in ids), f"token {max(ids, default=0)} of a student of {self.vocab_size}"),
+            (len(ids) > max_tokens, f"{len(ids)} tokens where {max_tokens} were asked for"),
+            (drawn is not None and reason == "stop" and not drawn.stopped, "an end without one of the student's stop tokens"),
+        )
+        for is_wrong, what in wrong:
+            if is_wrong:
+                raise ServerError(f"{url} gave {what}: let it serve the student's own model and tokenizer")
+        assert drawn is not None
+        return drawn
+
+    def _post(self, url: str, asked: dict[str, Any]) -> dict[str, Any]:
+        key = os.environ.get(self.spec.api_key_variable)
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        try:
+            request = urllib.request.Request(url, json.dumps(asked).encode(), headers)
+            with urllib.request.urlopen(request, timeout=self.spec.timeout_seconds) as response:
+                answer = json.loads(response.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            said = error.read(300).decode(errors="replace")
+            raise ServerError(f"{url} refuses ({error.code}): {said.strip() or error.reason}") from error
+        except (OSError, ValueError) as error:  # timeouts and refused connections among the first
+            raise ServerError(
+                f"{url} does not answer ({first_line(error)}): start the server, or correct on_policy.engine.url"
+            ) from error
+        return answer if isinstance(answer, dict) else {}
