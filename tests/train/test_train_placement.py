@@ -37,6 +37,15 @@ SIGNALS: dict[str, dict[str, Any]] = {
     "dense": {"signal": {"kind": "dense", "temperature": 1.5}, "objective": PROJECTED},
     "topk": {"signal": {"kind": "topk", "k": 20, "live": True}, "objective": {"kind": "forward_kl"}},
     "hybrid": {"signal": {"kind": "hybrid", "k": 4, "draws": 6, "live": True}, "objective": {"kind": "forward_kl"}},
+    "written": {
+        "signal": {"kind": "dense"},
+        "objective": {"kind": "reverse_kl"},
+        "on_policy": {
+            "prompts": {"kind": "documents", "tokens": 8},
+            "max_new_tokens": 16,
+            "sources": {"student": 0.5, "data": 0.5},
+        },
+    },
 }
 BASE: dict[str, Any] = {
     "student": olmo3(num_layers=2).model_dump(mode="json"),
@@ -151,7 +160,8 @@ def world(teacher_folder: Path, texts_folder: Path, tmp_path_factory: pytest.Tem
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in each.items() if key != "seconds"} for each in open_run(run).events("train")]
+    events = open_run(run).events("train")
+    return [{key: value for key, value in each.items() if not key.endswith("seconds")} for each in events]
 
 
 def require_equal(found: Path, expected: Path) -> None:
@@ -255,7 +265,7 @@ def test_rows_of_what_was_written(run: str, world: Callable[[], World]) -> None:
             assert torch.equal(rows[name], value) if isinstance(value, torch.Tensor) else rows[name] == value
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", ["dense", "topk", "hybrid"])
 def test_a_step_does_not_depend_on_where_the_teacher_is(name: str, values: dict[str, Any], tmp_path: Path) -> None:
     """There is one device here, but it has two names; rows are brought over, read ahead in a thread or not."""
     ended = []
