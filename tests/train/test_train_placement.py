@@ -1,6 +1,8 @@
 """A teacher on another device, and teachers in processes of their own: the same training as with the teacher beside it."""
 
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,15 @@ from test_train_sharded import require_same_training, tiny_values
 from tiny_students import olmo3
 
 from limbeck.errors import SpecError
+from limbeck.optim.build import build_optimizer
 from limbeck.runs import open_run
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
+from limbeck.teachers.live import LiveRows
+from limbeck.train.loop import optimizer_step
 from limbeck.train.pool import shares, students_of, teachers_of
+from limbeck.train.setup import open_setup
+from limbeck.train.split import MovedRows
 from limbeck.train.train import train
 
 STEPS = 5
@@ -30,6 +37,15 @@ SIGNALS: dict[str, dict[str, Any]] = {
     "dense": {"signal": {"kind": "dense", "temperature": 1.5}, "objective": PROJECTED},
     "topk": {"signal": {"kind": "topk", "k": 20, "live": True}, "objective": {"kind": "forward_kl"}},
     "hybrid": {"signal": {"kind": "hybrid", "k": 4, "draws": 6, "live": True}, "objective": {"kind": "forward_kl"}},
+    "written": {
+        "signal": {"kind": "dense"},
+        "objective": {"kind": "reverse_kl"},
+        "on_policy": {
+            "prompts": {"kind": "documents", "tokens": 8},
+            "max_new_tokens": 16,
+            "sources": {"student": 0.5, "data": 0.5},
+        },
+    },
 }
 BASE: dict[str, Any] = {
     "student": olmo3(num_layers=2).model_dump(mode="json"),
@@ -75,6 +91,25 @@ HURT = {
     "all-stop": AT_STEP_3.format(what="[os.kill(each, signal.SIGTERM) for each in (os.getpid(), os.getpid() + 1)]"),
 }
 """What happens to a student and its teacher. Rows are asked for once before the first step, then twice for each."""
+WRITTEN = [np.arange(2, 9), np.arange(100, 105), np.arange(50, 71)]
+"""Sequences that are in no document."""
+ASKING = """
+import torch
+import numpy as np
+from limbeck.train import train
+original = train.preflight
+written = [np.arange(2, 9), np.arange(100, 105), np.arange(50, 71)]
+
+def preflight(setup):
+    source, name = setup.loader.source, setup.recipe.name
+    if hasattr(source, "ask") and setup.processes.is_first:
+        before, rows = source.tokens_scored, source.rows_of(written)
+        torch.save([vars(rows), source.tokens_scored - before], f"{folder}/{{name}}.rows")
+    return original(setup)
+
+train.preflight = preflight
+"""
+"""Rows of the same, saved beside the run."""
 SHARDED = {"parallel": {"kind": "sharded"}, "checkpoint": {"seconds": 1e-9}}
 
 
@@ -116,7 +151,8 @@ def world(teacher_folder: Path, texts_folder: Path, tmp_path_factory: pytest.Tem
             shards = write(values, folder, **SIGNALS["topk"], **pool(1), **SHARDED, name="shards-one")[0]
             one_two = [write(values, folder, **SIGNALS[each], **pool(2), name=f"one-two-{each}")[0] for each in SPLIT]
             hurt = [Group(2, [write(values, folder, **SIGNALS["topk"], **pool(1), name=each)[0]], HURT[each]) for each in HURT]
-            groups = [Group(2, [*one_one, plain]), Group(3, [two_one, shards, *one_two]), *hurt]
+            asking = ASKING.format(folder=folder)
+            groups = [Group(2, [*one_one, plain], asking), Group(3, [two_one, shards, *one_two], asking), *hurt]
             made.append(World(folder, values, several(folder, *groups)))
         return made[0]
 
@@ -124,7 +160,8 @@ def world(teacher_folder: Path, texts_folder: Path, tmp_path_factory: pytest.Tem
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in each.items() if key != "seconds"} for each in open_run(run).events("train")]
+    events = open_run(run).events("train")
+    return [{key: value for key, value in each.items() if not key.endswith("seconds")} for each in events]
 
 
 def require_equal(found: Path, expected: Path) -> None:
@@ -210,8 +247,42 @@ def test_a_run_that_was_stopped_goes_on_without_a_pool(world: Callable[[], World
     require_equal(found.run("all-stop"), alone)
 
 
-def test_a_teacher_on_a_device_of_its_own_teaches_the_same(values: dict[str, Any], tmp_path: Path) -> None:
-    """There is one device here; rows that come from another place are made so by a second name of it."""
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["one-one-dense", "one-one-topk", "one-one-hybrid", "one-two-dense", "one-two-topk"])
+def test_rows_of_what_was_written(run: str, world: Callable[[], World]) -> None:
+    """As a teacher in this process makes them, of all positions but the last of each sequence."""
+    found = world()
+    recipe = write(found.values, found.folder, **SIGNALS[run.split("-")[-1]], name="here")[1]
+    source = open_setup(recipe).loader.source
+    assert isinstance(source, LiveRows)
+    expected, (rows, scored) = vars(source.rows_of(WRITTEN)), torch.load(found.folder / f"{run}.rows")
+    assert scored == source.tokens_scored == 6 + 4 + 20
+    assert rows.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            torch.testing.assert_close(rows[name], value, rtol=0, atol=0 if run.startswith("one-one") else 1e-4)
+        else:
+            assert torch.equal(rows[name], value) if isinstance(value, torch.Tensor) else rows[name] == value
+
+
+@pytest.mark.parametrize("name", ["dense", "topk", "hybrid"])
+def test_a_step_does_not_depend_on_where_the_teacher_is(name: str, values: dict[str, Any], tmp_path: Path) -> None:
+    """There is one device here, but it has two names; rows are brought over, read ahead in a thread or not."""
+    ended = []
+    for place in ({"kind": "same"}, {"kind": "split", "teacher_device": "cpu"}, {"kind": "split", "teacher_device": "cpu:0"}):
+        changes = {**BASE, **SIGNALS[name], "placement": place, "output": str(tmp_path)}
+        setup = open_setup(parse(Recipe, {**values, **changes}, source="test"))
+        apart = place.get("teacher_device") == "cpu:0"
+        assert isinstance(setup.loader.source, MovedRows) == setup.loader.teacher_apart == apart
+        setup.loader.reads_ahead = apart
+        optimizer = build_optimizer(setup.recipe.optimizer, setup.trained, dtype=setup.dtype)
+        with closing(setup.loader.steps(0)) as steps:
+            logged = [optimizer_step(setup, optimizer, next(steps)) for _ in range(3)]
+        assert "limbeck-loader" not in {thread.name for thread in threading.enumerate()}
+        ended.append((logged, [parameter.detach() for parameter in setup.trained.parameters()]))
+    for logged, weights in ended[1:]:
+        assert logged == ended[0][0]
+        assert all(torch.equal(*pair) for pair in zip(weights, ended[0][1], strict=True))
 
 
 def test_devices_that_are_not_there_are_refused(values: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from limbeck.cli.arguments import Json, Overrides, RecipeName
 from limbeck.cli.output import emit
+from limbeck.errors import SpecError
 from limbeck.spec.load import load_recipe, parse_overrides
 
 
@@ -13,10 +14,27 @@ def train_recipe(
     recipe: RecipeName,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve the recipe and price it; train nothing.")] = False,
+    time_phases: Annotated[
+        bool,
+        typer.Option(
+            "--time-phases",
+            help="With --dry-run: take a few real steps, throw them away, and say where a live teacher should run.",
+        ),
+    ] = False,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="With --time-phases: for how many devices; by default one for each process.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a student. Run the same command again to continue a run that was stopped."""
+    if (time_phases and not dry_run) or (devices is not None and not time_phases):
+        raise SpecError("--time-phases belongs to --dry-run, and --devices to --time-phases")
     resolved = load_recipe(recipe, parse_overrides(overrides or []))
+    if time_phases:
+        from limbeck.cli.phases import show_phases
+
+        show_phases(resolved, devices=devices, as_json=as_json)
+        return
     if dry_run:
         from limbeck.cli.show import show_recipe
 

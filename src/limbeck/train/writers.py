@@ -51,7 +51,8 @@ def open_writers(
     samplers: dict[Writer, Sampler] = {}
     if spec.sources.teacher:
         assert teacher is not None
-        samplers["teacher"] = TransformersSampler(teacher.model, tokenizer, dtype=torch.float32, **own)  # in its own dtype
+        there = {**own, "device": teacher.device}
+        samplers["teacher"] = TransformersSampler(teacher.model, tokenizer, dtype=torch.float32, **there)  # in its own dtype
     if spec.sources.student and isinstance(spec.engine, TransformersEngine):
         samplers["student"] = TransformersSampler(_generating(student, recipe), tokenizer, dtype=dtype, **own)
     elif spec.sources.student and isinstance(spec.engine, ServerEngine):
