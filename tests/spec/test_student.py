@@ -40,6 +40,17 @@ def test_olmo_slides_in_three_layers_of_four_and_stretches_the_fourth():
     assert {layer.attention.qk_norm for layer in spec.layout.layers} == {"projection"}
 
 
+@pytest.mark.parametrize("family", [Olmo3Student, MoeStudent])
+def test_layers_can_be_named_one_by_one(family):
+    """What pruning leaves of a pattern: of eight layers the first, the third, the fourth and the last."""
+    four = {**SIZES, "num_layers": 4, "sliding_window": 7}
+    kinds = ("sliding_attention", "sliding_attention", "full_attention", "full_attention")
+    assert windows(family(**four, layer_types=kinds)) == [7, 7, None, None]
+    assert windows(family(**four)) == [7, 7, 7, None]
+    with pytest.raises(SpecError, match="layer_types names 4 layers, not num_layers=8"):
+        parse(family, {**SIZES, "layer_types": kinds}, source="test")
+
+
 def test_the_ladder_is_a_column_of_its_table():
     """arXiv 2502.08606, appendix H: 128 channels a layer, 16 heads, every layer full, MLPs of 8/3 d up to 128."""
     for layers, mlp in ((8, 2816), (9, 3072), (10, 3456), (14, 4864), (21, 7168), (37, 12_800), (40, 13_696)):

@@ -262,7 +262,6 @@ def test_other_models_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "change", "message"),
     [
-        (olmo3(), {"layer_types": ["full_attention", "sliding_attention"] * 2}, "one full layer in every"),
         (
             olmo3(),
             {"rope_parameters": {"sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}},

@@ -19,7 +19,7 @@ from limbeck.cli.output import emit, human
 from limbeck.cli.output import table as aligned
 from limbeck.errors import SpecError
 from limbeck.plan.devices import find_device, sustained_flops_per_second
-from limbeck.plan.pretrained import student_config, student_vocab_size
+from limbeck.plan.pretrained import student_config, student_vocab_size, student_width
 from limbeck.plan.price import Price, price
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.recipe import Recipe
@@ -120,9 +120,7 @@ def _reason(recipe: Recipe) -> str:
 
 
 def _width(student: Student) -> int:
-    return (
-        int(student_config(student)["hidden_size"]) if isinstance(student, HuggingFaceStudent) else student.layout.hidden_size
-    )
+    return student_width(student) if isinstance(student, HuggingFaceStudent) else student.layout.hidden_size
 
 
 def _adapter_parameters(student: Student) -> int:

@@ -24,15 +24,14 @@ heads.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from pydantic import Field, TypeAdapter
+from typing import Any
 
 from limbeck.errors import SpecError, TeacherError
 from limbeck.plan import student_layout
 from limbeck.plan.config_sizes import final_norm, head_dims, is_tied, layers, size, windows
-from limbeck.plan.pretrained import student_config
-from limbeck.spec.student import HuggingFaceStudent, LaidOutStudent, Student
+from limbeck.plan.pretrained import student_config, student_width
+from limbeck.plan.saved_student import saved_student
+from limbeck.spec.student import HuggingFaceStudent, Student
 
 FLOPS_PER_MULTIPLY_ADD = 2
 TRAINING_OVER_FORWARD = 3
@@ -90,7 +89,7 @@ def training_flops_per_token(spec: Student, *, vocab_size: int, context: float, 
     everything = TRAINING_OVER_FORWARD * student_flops_per_token(spec, vocab_size=vocab_size, context=context)
     if not isinstance(spec, HuggingFaceStudent) or spec.adapter is None:
         return everything
-    head = vocab_size * size(student_config(spec), "hidden_size")
+    head = vocab_size * student_width(spec)
     frozen = student_parameters(spec, vocab_size=vocab_size).active_non_embedding + head
     return everything + FLOPS_PER_MULTIPLY_ADD * (TRAINING_OVER_FORWARD * adapter_parameters - frozen)
 
@@ -112,7 +111,7 @@ def teacher_parameters(config: Mapping[str, Any]) -> Parameters:
     qwen2_moe, qwen3_moe, glm4_moe, gpt_oss; with latent attention and experts deepseek_v2, deepseek_v3, glm4_moe_lite; limbeck,
     a student saved as itself. Raises `TeacherError` for others without `total` and `active`, and where a size is missing.
     """
-    if student := _saved_student(config):
+    if student := saved_student(config):
         return student_parameters(student, vocab_size=size(config, "vocab_size"))
     matrix = size(config, "vocab_size") * size(config, "hidden_size")
     embedding = matrix if is_tied(config) else 2 * matrix
@@ -129,20 +128,12 @@ def teacher_flops_per_token(config: Mapping[str, Any], *, context: float) -> flo
 
     Errors as `teacher_parameters`.
     """
-    if student := _saved_student(config):
+    if student := saved_student(config):
         return student_flops_per_token(student, vocab_size=size(config, "vocab_size"), context=context)
     head = size(config, "vocab_size") * size(config, "hidden_size")
     channels = size(config, "num_attention_heads") * sum(head_dims(config))
     keys = sum(_mean_visible_keys(context, window=window) for window in windows(config))
     return FLOPS_PER_MULTIPLY_ADD * (teacher_parameters(config).active_non_embedding + head + channels * keys)
-
-
-def _saved_student(config: Mapping[str, Any]) -> LaidOutStudent | None:
-    """What a config.json of Limbeck's own class says; None for all others."""
-    if config.get("model_type") != "limbeck" or config.get("student") is None:
-        return None
-    family = Annotated[LaidOutStudent, Field(discriminator="kind")]
-    return TypeAdapter[LaidOutStudent](family).validate_python(config["student"])
 
 
 def _mean_visible_keys(context: float, *, window: int | None) -> float:

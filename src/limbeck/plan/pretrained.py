@@ -5,6 +5,7 @@ from typing import Any
 from limbeck.errors import SpecError
 from limbeck.model_config import SMOLLM2, read_model_config
 from limbeck.plan.pruned import pruned_config
+from limbeck.plan.saved_student import saved_student
 from limbeck.plan.teachers import find
 from limbeck.spec.student import HuggingFaceStudent, Student
 
@@ -23,6 +24,13 @@ def student_config(spec: HuggingFaceStudent) -> dict[str, Any]:
         )
     config = config.get("text_config") or config
     return config if spec.prune is None else pruned_config(config, spec.prune)
+
+
+def student_width(spec: HuggingFaceStudent) -> int:
+    """The model's hidden size. Errors as `student_config`."""
+    config = student_config(spec)
+    own = saved_student(config)
+    return int(config["hidden_size"]) if own is None else own.layout.hidden_size
 
 
 def student_vocab_size(spec: Student) -> int | None:

@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from limbeck.errors import SpecError
 from limbeck.plan.config_sizes import head_dims, kv_heads, sparse_layers, windows
 from limbeck.plan.pruned_layers import FULL, SLIDING, evenly
+from limbeck.plan.saved_student import saved_student
 from limbeck.spec.layout import ExpertsLayout
 from limbeck.spec.prune import Pruning
-from limbeck.spec.student import LaidOutStudent, MoeStudent, Olmo3Student, Student
+from limbeck.spec.student import MoeStudent, Olmo3Student
 
 Config = Mapping[str, Any]
 DENSE = ("llama", "mistral", "olmo2", "olmo3", "qwen3", "gemma3_text")
@@ -82,12 +83,10 @@ def layer_types(config: Config) -> list[str]:
     return [FULL if window is None else SLIDING for window in windows(config)]
 
 
-def own_student(config: Config) -> LaidOutStudent | None:
+def own_student(config: Config) -> Olmo3Student | MoeStudent | None:
     """The student in a configuration of Limbeck's own class; None in others. `SpecError` where it cannot be pruned."""
-    if config.get("model_type") != "limbeck":
-        return None
-    student: Student = TypeAdapter[Student](Student).validate_python(config["student"])
-    if isinstance(student, Olmo3Student | MoeStudent):
+    student = saved_student(config)
+    if student is None or isinstance(student, Olmo3Student | MoeStudent):
         return student
     reasons = {
         "golf": "its skips, mixed inputs and tables belong to places in the model",
@@ -125,7 +124,7 @@ def sizes_of(config: Config) -> Sizes:
     return sizes
 
 
-def _own_sizes(student: LaidOutStudent) -> Sizes:
+def _own_sizes(student: Olmo3Student | MoeStudent) -> Sizes:
     layout = student.layout
     attention, mlps = layout.layers[0].attention, [layer.mlp for layer in layout.layers]
     sizes = Sizes(len(mlps), layout.hidden_size, attention.num_heads, attention.num_kv_heads, attention.head_dim)
@@ -245,9 +244,8 @@ def _of_a_class(config: dict[str, Any]) -> dict[str, Any]:
     return new | {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
 
 
-def _resized_student(student: LaidOutStudent, sizes: Sizes, *, layers: Sequence[int]) -> LaidOutStudent:
+def _resized_student(student: Olmo3Student | MoeStudent, sizes: Sizes, *, layers: Sequence[int]) -> Olmo3Student | MoeStudent:
     """Through its validators."""
-    assert isinstance(student, Olmo3Student | MoeStudent)
     changes: dict[str, Any] = {
         name: getattr(sizes, name) for name in ("num_layers", "hidden_size", "num_heads", "num_kv_heads")
     } | {"num_layers": len(layers)}
