@@ -109,9 +109,10 @@ def _decided(study: Study, cell: Cell, basis: Basis, recipe: Recipe, decided: De
 
 
 def twin(recipe: Recipe) -> Recipe:
-    """The same student, texts and steps without a teacher."""
-    alone = {"objective": CrossEntropy(z_loss_weight=recipe.objective.z_loss_weight), "signal": None, "store": None}
-    return recipe.model_copy(update=alone | ({"teacher": None} if reads_without_teacher(recipe) else {}))
+    """The same student and texts without a teacher."""
+    alone: dict[str, Any] = {"objective": CrossEntropy(z_loss_weight=recipe.objective.z_loss_weight)}
+    alone |= dict.fromkeys(("signal", "store", "on_policy", *(("teacher",) if reads_without_teacher(recipe) else ())))
+    return recipe.model_copy(update=alone)
 
 
 def _control(study: Study, cell: Cell, basis: Basis, spent: Spent) -> Recipe | None:
@@ -119,7 +120,9 @@ def _control(study: Study, cell: Cell, basis: Basis, spent: Spent) -> Recipe | N
     budget = cell.recipe.budget
     alone = twin(cell.recipe)
     match basis, budget:
-        case ("tokens", Tokens() | Steps()) | ("seconds", Seconds()):
+        case ("tokens", Tokens()) | ("seconds", Seconds()):
+            return alone
+        case ("tokens", Steps()) if cell.recipe.on_policy is None:  # otherwise a step has as many tokens as are written in it
             return alone
         case "flops", Flops(teacher_share=share) if share == study.teacher_share:
             return alone.model_copy(update={"budget": Flops(amount=budget.amount)})
