@@ -2,6 +2,7 @@
 learns, what is watched."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from limbeck.train import guards
 from limbeck.train.guards import RolloutsError
 from limbeck.train.loop import run
 from limbeck.train.on_policy import OnPolicySteps, shares
+from limbeck.train.parallel import Processes
 from limbeck.train.rollouts import Continuation, Rollout
 from limbeck.train.setup import open_setup
 from limbeck.train.train import train
@@ -163,6 +165,17 @@ def test_shares_are_those_of_the_largest_remainder() -> None:
     assert shares(Sources(student=0.1, teacher=0, data=0.9), 10) == {"student": 1, "teacher": 0, "data": 9}
 
 
+def test_processes_deal_out_a_step_in_turns(values: dict[str, Any], student_folder: Path) -> None:
+    """Three processes and eight sequences: five of the student's, two of the teacher's, one row, numbered through the run."""
+    sources = {"sources": {"student": 0.625, "teacher": 0.25, "data": 0.125}}
+    setup = open_setup(recipe_of(on_policy(values, student_folder, on_policy=sources)))
+    found = []
+    for rank in range(3):
+        steps = OnPolicySteps(replace(setup, processes=Processes(rank, 3)), Path("nowhere"))
+        found.append([list(steps._slots(2, source)) for source in ("student", "teacher", "data")])
+    assert found == [[[10, 13], [5], []], [[11, 14], [], [2]], [[12], [4], []]]
+
+
 def test_a_step_mixes_its_sources(values: dict[str, Any], student_folder: Path) -> None:
     """Of eight: four by the student, two by the teacher, two rows of the texts, where every position counts."""
     setup = open_setup(recipe_of(on_policy(values, student_folder, on_policy=MIXED)))
@@ -291,6 +304,12 @@ def test_what_cannot_be_is_refused_in_one_line(name: str, values: dict[str, Any]
         recipe_of(on_policy(values, **changes))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_must_be_able_to_read_a_whole_rollout(values: dict[str, Any], student_folder: Path) -> None:
+    asked = on_policy(values, student_folder)
+    with pytest.raises(SpecError, match=r"data\.sequence_length=257 is more than .* set it to 256 or less"):
+        open_setup(recipe_of({**asked, "data": {**asked["data"], "sequence_length": 257}}))
 
 
 def test_drawn_tokens_are_of_an_on_policy_run_alone(values: dict[str, Any]) -> None:

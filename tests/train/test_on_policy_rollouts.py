@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_students
 import torch
 from on_policy_world import make_student, on_policy, recipe_of
 from transformers import AutoModelForCausalLM
@@ -68,9 +69,18 @@ def test_log_probs_are_those_of_the_model_at_prompts_of_any_length(student_folde
     assert any(each.stopped for each in drawn + sampler.draw(asked, key="b") + sampler.draw(asked, key="c"))
 
 
-def test_a_student_of_our_own_writes_with_its_own_weights(values: dict[str, Any]) -> None:
+OWN = {
+    "olmo3": tiny_students.olmo3(),
+    "moe": tiny_students.moe(),
+    "golf": tiny_students.golf(ntk_length=48),
+    "ladder": tiny_students.ladder(),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_student_of_our_own_writes_with_its_own_weights(kind: str, values: dict[str, Any]) -> None:
     """Log-probs are those of the student's own forward, before and after its weights change in place."""
-    setup = open_setup(recipe_of(on_policy(values)))
+    setup = open_setup(recipe_of(on_policy({**values, "student": OWN[kind].model_dump(mode="json")})))
     assert setup.writers is not None
     sampler, asked = setup.writers.samplers["student"], prompts(4, 9, 4)
 
@@ -254,6 +264,12 @@ def test_prompts_of_a_file_may_be_chats(values: dict[str, Any], student_folder: 
     plain, chatty = setup.writers.prompts.prompts
     assert tokenizer.backend.decode(plain.tokens.tolist()) == "<s>the state"
     assert tokenizer.backend.decode(chatty.tokens.tolist()) == "<s>user: law</s><s>ai:"
+
+
+def test_a_length_that_changes_what_was_read_is_refused(values: dict[str, Any]) -> None:
+    short = on_policy({**values, "student": tiny_students.golf(ntk_length=40).model_dump(mode="json")})
+    with pytest.raises(SpecError, match=r"data\.sequence_length=48 is more than student\.ntk_length=40"):
+        open_setup(recipe_of(short))
 
 
 def test_prompts_that_cannot_be_are_refused(values: dict[str, Any], tmp_path: Path) -> None:

@@ -121,7 +121,9 @@ def _control(study: Study, cell: Cell, basis: Basis, spent: Spent) -> Recipe | N
     budget = cell.recipe.budget
     alone = twin(cell.recipe)
     match basis, budget:
-        case ("tokens", Tokens() | Steps()) | ("seconds", Seconds()):
+        case ("tokens", Tokens()) | ("seconds", Seconds()):
+            return alone
+        case ("tokens", Steps()) if cell.recipe.on_policy is None:  # otherwise a step has as many tokens as are written in it
             return alone
         case "flops", Flops(teacher_share=share) if share == study.teacher_share:
             return alone.model_copy(update={"budget": Flops(amount=budget.amount)})

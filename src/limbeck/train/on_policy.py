@@ -106,7 +106,7 @@ class OnPolicySteps:
             key = f"{self.setup.recipe.seed} {step} {writer} {self.setup.processes.rank}"
             drawn = self.writers.samplers[writer].draw(prompts, key=key) if prompts else []
             for prompt, continuation in zip(prompts, drawn, strict=True):
-                text = self.setup.texts.tokenizer.backend.decode(list(continuation.tokens))
+                text = self.setup.texts.tokenizer.backend.decode(list(continuation.tokens), clean_up_tokenization_spaces=False)
                 named = prompt.name, tuple(prompt.tokens.tolist())
                 self._current.append(Rollout(step + 1, writer, *named, continuation, text))
         self._file.add(self._current)
