@@ -24,11 +24,13 @@ from limbeck.spec.launch import Local, Slurm, Torchrun
 from limbeck.spec.load import load_study
 from limbeck.spec.study import Study
 from limbeck.study import launch as module
+from limbeck.study import tasks
 from limbeck.study.launch import run_tasks, slots_of
 from limbeck.study.machine import available_bytes, bytes_within
 from limbeck.study.processes import Processes, torchrun
 from limbeck.study.run import run_study
 from limbeck.study.tasks import Outcome, Task
+from limbeck.train.interrupt import EndedEarly
 from limbeck.train.train import train
 
 
@@ -67,6 +69,22 @@ def test_one_that_is_killed_has_failed_and_the_others_go_on(task: Callable[..., 
     }
     assert sorted(told) == sorted(names)
     assert "ValueError: of ours" in logs["broken"].read_text(encoding="utf-8")
+
+
+def test_of_processes_that_taught_a_run_the_run_itself_says_how_it_ended(
+    task: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tasks.write_task(task("asked"), tmp_path)
+    for error, said in ((EndedEarly("process 0 stopped"), None), (SpecError("no such text"), "no such text")):
+        monkeypatch.setattr(tasks, "perform", partial(raising, error))
+        assert tasks.main([str(path)]) == 1
+        assert capsys.readouterr().err == f"limbeck: {error}\n"
+        ending = tasks.read_ending(path)
+        assert (None if ending is None else ending.outcome.error) == said
+
+
+def raising(error: Exception, _: Task) -> None:
+    raise error
 
 
 @pytest.mark.usefixtures("stood_in")

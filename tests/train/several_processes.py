@@ -85,7 +85,6 @@ def member(recipes: Sequence[str], script: str, place: Path) -> None:
             train.train(load_recipe(file))
         except LimbeckError as error:
             errors[Path(file).stem], code = str(error), error.exit_code
-            break
         except BaseException:
             errors[Path(file).stem], code = traceback.format_exc(), 70
             break

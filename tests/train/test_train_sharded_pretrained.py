@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_sharded import BASE, CE, SHARDED, World, logged, require_same_training, several, slug, tiny_values, write
+from several_processes import Group, several
+from test_train_sharded import BASE, CE, SHARDED, World, logged, require_same_training, slug, tiny_values, write
 from tiny_world import make_teacher, make_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -50,6 +51,31 @@ CASES: dict[str, dict[str, Any]] = {
 }
 STOPPED = ("stop-alone", "stop-pair")
 """The adapter of "lora" in runs that stop after step 3: one process continues the first, two the second."""
+# Notes how many numbers this process holds of each student; tells the second process to stop in step 3 of some.
+COUNTING = """
+import json, os, signal
+from torch.distributed.tensor import DTensor
+from limbeck.train import loop, train
+run, step, held = train.run, loop.optimizer_step, {{}}
+
+def counted(setup, **named):
+    name, steps = setup.recipe.name, []
+    local = [each.to_local() if isinstance(each, DTensor) else each for each in setup.trained.parameters()]
+    held[name] = [sum(each.numel() for each in tensors) for tensors in (local, setup.trained.parameters())]
+    with open("{folder}/held." + os.environ["RANK"], "w") as file:
+        json.dump(held, file)
+
+    def watched(*arguments, **named):
+        steps.append(1)
+        if len(steps) == 3 and name.startswith("stop") and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments, **named)
+
+    loop.optimizer_step = watched
+    return run(setup, **named)
+
+train.run = counted
+"""
 
 COMPILED: dict[str, Any] = {
     "name": "compiled",
@@ -94,7 +120,9 @@ def world(teacher_folder: Path, texts_folder: Path, tmp_path_factory: pytest.Tem
                 write(values, folder, **changes("lora, dropout", folder), **SHARDED, name=each)[0] for each in STOPPED
             )
             files += [alone, pair, pair]
-            made.append(World(values, folder, several(folder, *files)))
+            (ended,) = several(folder, Group(2, files, COUNTING.format(folder=folder)))
+            held = [json.loads((folder / f"held.{rank}").read_text(encoding="utf-8")) for rank in (0, 1)]
+            made.append(World(values, folder, tuple(known | each["errors"] for known, each in zip(held, ended, strict=True))))
         return made[0]
 
     return make

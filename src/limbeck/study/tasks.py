@@ -23,7 +23,7 @@ from limbeck.progress import is_first_process, say
 from limbeck.spec.base import Spec, parse
 from limbeck.spec.evals import Eval
 from limbeck.spec.recipe import Recipe
-from limbeck.train.interrupt import Interrupted
+from limbeck.train.interrupt import EndedEarly, Interrupted
 
 FIDELITY = "fidelity"
 """The folder, in a study's, of what stands between teachers and their stores."""
@@ -82,10 +82,13 @@ def perform(task: Task) -> None:
 
 
 def attempt(task: Task) -> Outcome:
-    """Do a task here; what a user can mend becomes its outcome. `Interrupted` where it was asked to stop, and did."""
+    """Do a task here; what a user can mend becomes its outcome. `Interrupted` where it was asked to stop, and did.
+
+    `EndedEarly` where other processes know why it ended.
+    """
     try:
         perform(task)
-    except Interrupted:
+    except (Interrupted, EndedEarly):
         raise
     except DivergedError as error:
         return Outcome("diverged", str(error))
@@ -150,6 +153,9 @@ def main(arguments: Sequence[str]) -> int:
         outcome, stopped = attempt(task), False
     except Interrupted as error:
         outcome, stopped = Outcome("failed", str(error)), True
+    except EndedEarly as error:
+        print(f"limbeck: {error}", file=sys.stderr)
+        return error.exit_code
     except Exception as error:
         _write_ending(path, Ending(Outcome("failed", f"{type(error).__name__}: {first_line(error)}")))
         raise

@@ -20,6 +20,10 @@ class Interrupted(LimbeckError):
     exit_code = 130
 
 
+class EndedEarly(LimbeckError):
+    """The processes that this one served have stopped before the end of their run; they say why."""
+
+
 @dataclass
 class Interrupt:
     """Whether a stop has been asked for."""

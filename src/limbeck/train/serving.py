@@ -13,21 +13,16 @@ import torch.distributed as dist
 
 from limbeck.compute import pick_device
 from limbeck.data.packing import Piece
-from limbeck.errors import LimbeckError
 from limbeck.evals.reference import teacher_reference
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import DenseSignal
 from limbeck.teachers.huggingface import load_teacher
 from limbeck.teachers.live import LiveRows
-from limbeck.train.interrupt import finish_the_step
+from limbeck.train.interrupt import EndedEarly, finish_the_step
 from limbeck.train.messages import Answer, Request, Verb, receive_request, rows_as_answer, send_answer, send_failure
 from limbeck.train.parallel import leave, start_processes
 from limbeck.train.pool import decoded, pool_size, students_of
 from limbeck.train.setup import Texts, first_process_first
-
-
-class EndedEarly(LimbeckError):
-    """Those that a teacher served stopped before the end of their run."""
 
 
 def serve(recipe: Recipe) -> None:
