@@ -117,7 +117,8 @@ def _panel(axes: Axes, measure: _Measure, lines: Mapping[str, Sequence[Arm]]) ->
     drawn: list[float] = []
     for number, (name, inside) in enumerate(lines.items()):
         points = [(_parameters(arm), value) for arm in inside if (value := measure.of_arm(arm)) is not None]
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        # Beyond the colours, each comes again with another marker.
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
         style = "-" if number < len(COLOURS) else ":"
         x, y = [(at or 0.0) / 1e6 for at, _ in points], [value for _, value in points]
         axes.plot(x, y, style, color=colour, marker=marker, markersize=5, linewidth=1.4, label=label(name))
