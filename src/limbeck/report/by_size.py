@@ -29,6 +29,7 @@ _HEALTH: Mapping[str, str] = {
     "end_log_prob_nats_chats": "log-prob of stopping at chats’ ends, nats",
     "false_stop_mass_chats": "probability of stopping elsewhere in chats",
     "share_stopped": "samples that stop by themselves",
+    "share_empty": "samples that stop before they begin",
     "loop_share": "samples that end in a loop",
     "seq_rep_4": "seq-rep-4",
     "accuracy_flexible": "problems solved",
