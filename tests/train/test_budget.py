@@ -36,6 +36,5 @@ def test_a_schedule_is_read_in_the_middle_of_the_next_step() -> None:
 def test_where_steps_differ_the_next_is_expected_to_be_as_they_were_on_average() -> None:
     spent = Costs(step=4, tokens=402, seconds=8.0, student_flops=20.0, teacher_flops=8.0)
     assert mean_step(spent) == Costs(step=1, tokens=100, student_flops=5.0, teacher_flops=2.0)
-    assert mean_step(Costs()) == Costs(step=1)
     flops = Flops(amount=100, teacher_share=0.5)
     assert fraction_during_next_step(flops, spent, step=mean_step(spent)) == pytest.approx((20 + 4 + (5 + 1) / 2) / 100)

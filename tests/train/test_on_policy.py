@@ -213,6 +213,7 @@ def test_replay_is_of_the_latest_of_earlier_steps(values: dict[str, Any], studen
         known = {tuple(each["prompt_tokens"] + each["tokens"]): each["step"] for each in written}
         rows = [row for batch in batches for row in _sequences(batch)]
         seen.append(sorted(known[row] for row in rows))
+        assert len(set(rows)) == 8  # none twice
         latest = [each["step"] for each in written if each["step"] <= step][-6:]
         assert set(seen[-1]) - {step + 1} <= set(latest)
         assert sum(batch.tokens_generated for batch in batches) == sum(len(row) - 1 for row in rows if known[row] == step + 1)
@@ -236,6 +237,32 @@ def test_groups_share_a_prompt_and_differ(values: dict[str, Any], student_folder
     assert [each["prompt"] for each in written] == [written[0]["prompt"]] * 4 + [written[4]["prompt"]] * 4
     assert written[0]["prompt"] != written[4]["prompt"]
     assert len({tuple(each["tokens"]) for each in written}) == 8
+
+
+def test_another_step_or_seed_draws_other_tokens(values: dict[str, Any], student_folder: Path, tmp_path: Path) -> None:
+    """From the same weights after the same prompt."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "the state of"}\n', encoding="utf-8")
+    asked = on_policy(values, student_folder, on_policy={"prompts": {"kind": "file", "path": str(file)}})
+    for seed in (0, 1):
+        setup = open_setup(recipe_of({**asked, "seed": seed}))
+        steps = OnPolicySteps(setup, tmp_path / str(seed)).steps(0)
+        next(steps)
+        next(steps)
+    drawn = [tuple(each["tokens"]) for seed in "01" for each in rollouts(tmp_path / seed)]
+    assert len(drawn) == len(set(drawn)) == 32
+
+
+def test_steps_on_the_same_rollouts_read_them_again_and_skip_no_prompt(values: dict[str, Any], student_folder: Path) -> None:
+    twice = {"steps_per_rollout": 2}
+    setup = open_setup(recipe_of(on_policy(values, student_folder, on_policy=twice)))
+    steps = OnPolicySteps(setup, Path(setup.recipe.run_path)).steps(0)
+    read = [sorted(row for batch in next(steps) for row in _sequences(batch)) for _ in range(4)]
+    assert read[0] == read[1] != read[2] == read[3]
+    written = rollouts(Path(setup.recipe.run_path))
+    assert [each["step"] for each in written] == [1] * 8 + [3] * 8
+    assert setup.writers is not None
+    assert [each["prompt"] for each in written] == [setup.writers.prompts.prompt(index).name for index in range(16)]
 
 
 def test_rollouts_that_never_stop_end_the_run(

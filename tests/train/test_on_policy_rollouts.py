@@ -26,7 +26,7 @@ from limbeck.train.loop import batch_loss
 from limbeck.train.on_policy import OnPolicySteps
 from limbeck.train.rollout_batches import batches_from
 from limbeck.train.rollout_file import RolloutFile
-from limbeck.train.rollouts import Continuation, Rollout, TransformersSampler
+from limbeck.train.rollouts import Continuation, Rollout, TransformersSampler, ended
 from limbeck.train.setup import Setup, open_setup
 
 CPU = torch.device("cpu")
@@ -61,12 +61,20 @@ def require_own_log_probs(model: Any, asked: list[Prompt], drawn: list[Continuat
 
 def test_log_probs_are_those_of_the_model_at_prompts_of_any_length(student_folder: Path) -> None:
     sampler, asked = sampler_of(student_folder, batch_size=3), prompts(3, 11, 1, 7, 7)
-    drawn = sampler.draw(asked, key="a")
-    require_own_log_probs(sampler.model, asked, drawn)
-    for each in drawn:
+    drawn = [sampler.draw(asked, key=key) for key in "abc"]
+    for found in drawn:
+        require_own_log_probs(sampler.model, asked, found)
+    together = [each for found in drawn for each in found]
+    for each in together:
         assert each.stopped == (each.tokens[-1] == 1)
-        assert len(each.tokens) <= 20 and (each.stopped or len(each.tokens) == 20)
-    assert any(each.stopped for each in drawn + sampler.draw(asked, key="b") + sampler.draw(asked, key="c"))
+        assert len(each.tokens) == len(each.log_probs) <= 20 and (each.stopped or len(each.tokens) == 20)
+    assert 0 < sum(each.stopped for each in together) < len(together)
+
+
+def test_a_row_ends_with_its_first_stop_token() -> None:
+    assert ended([5, 1, 1, 1], [-1.0, -2.0, -9.0, -9.0], stops=(1, 2)) == Continuation((5, 1), (-1.0, -2.0), stopped=True)
+    assert ended([5, 6, 2], [-1.0, -2.0, -3.0], stops=(1, 2)) == Continuation((5, 6, 2), (-1.0, -2.0, -3.0), stopped=True)
+    assert ended([5, 6], [-1.0, -2.0], stops=(1, 2)) == Continuation((5, 6), (-1.0, -2.0), stopped=False)
 
 
 OWN = {
