@@ -73,22 +73,23 @@ AT_ROWS_6 = """
 import os, signal
 from limbeck.errors import TeacherError
 from limbeck.teachers.live import LiveRows
-original, calls = LiveRows.rows, []
+made, calls = LiveRows.rows, []
 
 def rows(*arguments):
     calls.append(1)
     if len(calls) == 6:
         {what}
-    return original(*arguments)
+    return made(*arguments)
 
 LiveRows.rows = rows
 """
+TOLD = "os.kill(os.getpid(), signal.SIGTERM)"
 HURT = {
     "student-fails": AT_STEP_3.format(what="raise LimbeckError('out of paper')"),
     "student-dies": AT_STEP_3.format(what="os.kill(os.getpid(), signal.SIGKILL)"),
     "teacher-fails": AT_ROWS_6.format(what="raise TeacherError('out of chalk')"),
     "teacher-dies": AT_ROWS_6.format(what="os.kill(os.getpid(), signal.SIGKILL)"),
-    "all-stop": AT_STEP_3.format(what="[os.kill(each, signal.SIGTERM) for each in (os.getpid(), os.getpid() + 1)]"),
+    "all-stop": AT_STEP_3.format(what=TOLD) + AT_ROWS_6.format(what=TOLD),
 }
 """What happens to a student and its teacher. Rows are asked for once before the first step, then twice for each."""
 WRITTEN = [np.arange(2, 9), np.arange(100, 105), np.arange(50, 71)]
