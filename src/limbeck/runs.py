@@ -7,6 +7,8 @@
     RUN/checkpoint.pt      what resuming needs (written by `limbeck.train.checkpoint`);
     RUN/checkpoint-STEP/   of a sharded student (`limbeck.train.sharded_checkpoint`)
     RUN/student/           the student as a Hugging Face folder
+    RUN/rollouts.jsonl     what an on-policy run wrote and learnt from (`limbeck.train.rollout_file`); of further processes
+                           rollouts-RANK.jsonl
     RUN/summary.json       written last: its presence means that the run is finished
 
 Torch-free, so that `report` and `plan` start at once.

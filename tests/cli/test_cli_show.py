@@ -215,3 +215,9 @@ def test_list_names_what_recipes_choose_from(limbeck: Callable[..., Any]) -> Non
     text = limbeck("list").out
     assert "recipes: continue-smollm2, golf, laws, moe, moe-tiny, nano, quickstart, upcycled-tiny" in text
     assert "ladder-103m, ladder-143m" in text and "student.kind: olmo3, ladder, moe, golf, upcycled, huggingface" in text
+
+
+def test_hours_of_an_on_policy_recipe_say_what_is_not_in_them(limbeck: Callable[..., Any]) -> None:
+    changes = ("signal={kind: dense}", "objective={kind: reverse_kl}", "on_policy.max_new_tokens=64")
+    assert "without what it takes to write the rollouts" in limbeck("show", "nano", *changes).out
+    assert "rollouts" not in limbeck("show", "nano").out

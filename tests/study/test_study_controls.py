@@ -90,6 +90,22 @@ def test_a_budget_in_seconds_has_its_control_at_once_and_one_in_tokens_later() -
     assert (control.kind, control.amount) == ("tokens", 123_456)
 
 
+def test_an_arm_that_writes_has_a_control_that_reads_as_many_tokens_as_it_wrote() -> None:
+    """Known only afterwards: the steps of such an arm are no measure of its tokens."""
+    written = {
+        "signal": {"kind": "dense"},
+        "objective": {"kind": "reverse_kl"},
+        "on_policy": {"max_new_tokens": 64},
+        "budget": {"kind": "steps", "amount": 10},
+    }
+    study = study_of(settings=written, equal=["tokens"])
+    assert [*cells_of(study)] == ["student"]
+    cells = cells_of(study, spent={"student": costs(tokens=7_654, seconds=30.0)})
+    control = cells[cells["student"].controls["tokens"]].recipe
+    assert (control.budget.kind, control.budget.amount) == ("tokens", 7_654)
+    assert control.on_policy is None and not needs_teacher(control.objective)
+
+
 def test_students_that_differ_have_controls_of_their_own() -> None:
     study = study_of(axes={"student.num_layers": [2, 3]}, equal=["tokens"])
     cells = cells_of(study)

@@ -75,7 +75,7 @@ def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_jso
     head = vocab_size * _width(recipe.student)
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip()
     export = f"export: {architecture}{_reason(recipe)}"
-    costs = _costs(cost, speed, training_bytes=training_bytes)
+    costs = _costs(cost, speed, training_bytes=training_bytes, writes=recipe.on_policy is not None)
     lines = [resolved, "---", *_parameters(cost, head=head), *costs, export, "", *_optimizer(rows)]
     emit(values, as_json=as_json, lines=lines)
 
@@ -146,7 +146,9 @@ def _parameters(cost: Price, *, head: int) -> list[str]:
     return lines
 
 
-def _costs(cost: Price, flops_per_second: float, *, training_bytes: int) -> list[str]:
+def _costs(cost: Price, flops_per_second: float, *, training_bytes: int, writes: bool) -> list[str]:
+    written = ", without what it takes to write the rollouts" if writes else ""
+
     def shown(amount: float | None, unit: str) -> str:
         return human(amount, unit) if amount is not None else "unknown"
 
@@ -155,5 +157,5 @@ def _costs(cost: Price, flops_per_second: float, *, training_bytes: int) -> list
         f"teacher: {shown(cost.teacher_flops_per_token, 'FLOPs')} per token, at most {shown(cost.teacher_flops, 'FLOPs')}",
         f"memory: {human(training_bytes, 'B')} for parameters, gradients and the optimizer's state",
         f"store: {shown(cost.store_bytes_per_token, 'B')} per token",
-        f"hours: {shown(cost.hours, '')} at {flops_per_second:.3g} FLOP/s",
+        f"hours: {shown(cost.hours, '')} at {flops_per_second:.3g} FLOP/s{written}",
     ]

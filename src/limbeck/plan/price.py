@@ -20,7 +20,10 @@ from limbeck.spec.student import HuggingFaceStudent
 
 @dataclass(frozen=True)
 class Price:
-    """What a recipe will cost. None: cannot be told without the teacher's configuration, or for a budget in seconds."""
+    """What a recipe will cost. None: cannot be told without the teacher's configuration, or for a budget in seconds.
+
+    Of an on-policy recipe it is what reading sequences of full length costs; what it takes to write them is not in it.
+    """
 
     params: Parameters
     trained: int

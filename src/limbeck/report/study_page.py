@@ -25,6 +25,7 @@ from limbeck.report.files import write_files
 from limbeck.report.forest import draw_differences
 from limbeck.report.limits import limits
 from limbeck.report.predicted import predicted_table
+from limbeck.report.rollouts import rollout_table
 from limbeck.report.samples import samples
 from limbeck.report.setup import (
     difference_table,
@@ -66,6 +67,7 @@ def study_blocks(view: StudyView) -> list[Block]:
         *_curves(arms, teacher),
         *_axes(arms, axes, findings),
         *_costs(arms),
+        *_rollouts(arms),
         *_predicted(view, arms),
         *_stores(view, arms),
         *_calibration(view, arms),
@@ -154,6 +156,18 @@ _EQUAL_NOTE = (
     "measurements, before its learning rate has decayed; both count against it. "
     "“No overlap”: the longer run was first measured beyond the shorter one’s end. “No difference told”: the interval over "
     "seeds contains zero, or with one seed not more than the half-width of the final interval."
+)
+
+
+def _rollouts(arms: Arms) -> list[Block]:
+    table = rollout_table(arms)
+    return [] if table is None else [Heading("What students wrote as they learnt"), table, Paragraph(_ROLLOUTS_NOTE, soft=True)]
+
+
+_ROLLOUTS_NOTE = (
+    "Means over the first and the last tenth of a run’s steps, of rollouts at temperature 1. Rollouts that grow longer, stop "
+    "less often or end in loops while the divergence falls are a collapse: inside a loop student and teacher agree. The "
+    "rollouts themselves are in rollouts.jsonl of each run."
 )
 
 

@@ -110,10 +110,11 @@ def _decided(study: Study, cell: Cell, basis: Basis, recipe: Recipe, decided: De
 
 
 def twin(recipe: Recipe) -> Recipe:
-    """The same student, texts and steps without a teacher."""
+    """The same student and texts without a teacher."""
     objective = CrossEntropy(z_loss_weight=recipe.objective.z_loss_weight)
-    alone = {"objective": objective, "signal": None, "store": None, "placement": SameDevice()}
-    return recipe.model_copy(update=alone | ({"teacher": None} if reads_without_teacher(recipe) else {}))
+    alone: dict[str, Any] = {"objective": objective, "placement": SameDevice()}
+    alone |= dict.fromkeys(("signal", "store", "on_policy", *(("teacher",) if reads_without_teacher(recipe) else ())))
+    return recipe.model_copy(update=alone)
 
 
 def _control(study: Study, cell: Cell, basis: Basis, spent: Spent) -> Recipe | None:
@@ -121,7 +122,9 @@ def _control(study: Study, cell: Cell, basis: Basis, spent: Spent) -> Recipe | N
     budget = cell.recipe.budget
     alone = twin(cell.recipe)
     match basis, budget:
-        case ("tokens", Tokens() | Steps()) | ("seconds", Seconds()):
+        case ("tokens", Tokens()) | ("seconds", Seconds()):
+            return alone
+        case ("tokens", Steps()) if cell.recipe.on_policy is None:  # otherwise a step has as many tokens as are written in it
             return alone
         case "flops", Flops(teacher_share=share) if share == study.teacher_share:
             return alone.model_copy(update={"budget": Flops(amount=budget.amount)})

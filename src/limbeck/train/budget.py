@@ -43,13 +43,12 @@ def fraction_during_next_step(budget: Budget, costs: Costs, *, step: Costs) -> f
 
 
 def mean_step(costs: Costs) -> Costs:
-    """What a step has cost so far, on average; before the first nothing is known."""
-    steps = max(1, costs.step)
+    """What a step has cost so far, on average; there has been one."""
     return Costs(
         step=1,
-        tokens=costs.tokens // steps,
-        student_flops=costs.student_flops / steps,
-        teacher_flops=costs.teacher_flops / steps,
+        tokens=costs.tokens // costs.step,
+        student_flops=costs.student_flops / costs.step,
+        teacher_flops=costs.teacher_flops / costs.step,
     )
 
 

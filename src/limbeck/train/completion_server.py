@@ -102,8 +102,8 @@ class ServerSampler:
             with urllib.request.urlopen(request, timeout=self.spec.timeout_seconds) as response:
                 answer = json.loads(response.read() or b"{}")
         except urllib.error.HTTPError as error:
-            said = error.read(300).decode(errors="replace")
-            raise ServerError(f"{url} refuses ({error.code}): {said.strip() or error.reason}") from error
+            said = " ".join(error.read(300).decode(errors="replace").split())
+            raise ServerError(f"{url} refuses ({error.code}): {said or error.reason}") from error
         except (OSError, ValueError) as error:  # timeouts and refused connections among the first
             raise ServerError(
                 f"{url} does not answer ({first_line(error)}): start the server, or correct on_policy.engine.url"

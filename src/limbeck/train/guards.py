@@ -22,6 +22,7 @@ from limbeck.errors import LimbeckError
 from limbeck.evals.repetition import seq_rep, terminal_loop
 from limbeck.signals.rows import mass_on, rows_at, to_device
 from limbeck.signals.types import DenseRows, SignalRows, TopKRows
+from limbeck.spec.signal import DenseSignal
 from limbeck.train.parallel import sum_values
 from limbeck.train.rollouts import Rollout
 from limbeck.train.setup import Setup
@@ -61,6 +62,7 @@ class Watch:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self._bad_steps = 0
+        self._compared = "log_ratio_nats" if isinstance(setup.recipe.signal, DenseSignal) else "topk_mass"
 
     def __call__(self, rollouts: Sequence[Rollout], rows: SignalRows | None) -> dict[str, float]:
         """What is logged: nothing where the student writes nothing.
@@ -82,14 +84,8 @@ class Watch:
             "loop_share": total.loops / total.rollouts,
             "seq_rep_4": total.seq_rep_4 / total.rollouts,
             "student_entropy_nats": total.surprise_nats / total.tokens,
-            **self._named(rows, total),
+            **({self._compared: total.against_teacher / total.compared} if total.compared else {}),
         }
-
-    def _named(self, rows: SignalRows | None, total: Sums) -> dict[str, float]:
-        if not total.compared:
-            return {}
-        name = "log_ratio_nats" if isinstance(rows, DenseRows) else "topk_mass"
-        return {name: total.against_teacher / total.compared}
 
     def _require_good(self, bad_share: float) -> None:
         spec = self.setup.recipe.on_policy

@@ -56,7 +56,8 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
     ):
         while fraction(budget, costs) < 1:
             started = time.perf_counter()
-            spent = fraction_during_next_step(budget, costs, step=mean_step(costs) if on_policy else setup.step_costs)
+            expected = mean_step(costs) if on_policy is not None and costs.step else setup.step_costs
+            spent = fraction_during_next_step(budget, costs, step=expected)
             moment = Moment(fraction=spent, lr_factor=lr_factor(recipe.schedule, spent))
             setup.student.set_fraction(spent)
             batches = next(steps)

@@ -87,7 +87,7 @@ class OnPolicySteps:
         return step - step % self.spec.steps_per_rollout
 
     def _slots(self, step: int, source: str) -> range:
-        """Which of all sequences from a source this process makes in a step: those of a step are dealt out in turns."""
+        """Which of all sequences from a source this process makes in the step of that number: they are dealt out in turns."""
         before = sum(count for name, count in list(self.counts.items())[: list(self.counts).index(source)])
         start, count, processes = step * self.counts[source], self.counts[source], self.setup.processes
         return range(start + (processes.rank - before) % processes.world_size, start + count, processes.world_size)
@@ -101,12 +101,13 @@ class OnPolicySteps:
                 self.writers.samplers["student"].refresh(step, self._saved)
             wait_for_all(self.setup.processes)
         for writer in WRITERS:
-            slots = self._slots(step, writer)[self._replays(step) if writer == "student" else 0 :]
+            slots = self._slots(step // self.spec.steps_per_rollout, writer)
+            slots = slots[self._replays() if writer == "student" else 0 :]
             prompts = [self.writers.prompts.prompt(slot // self.spec.group_size) for slot in slots]
             key = f"{self.setup.recipe.seed} {step} {writer} {self.setup.processes.rank}"
             drawn = self.writers.samplers[writer].draw(prompts, key=key) if prompts else []
             for prompt, continuation in zip(prompts, drawn, strict=True):
-                text = self.setup.texts.tokenizer.backend.decode(list(continuation.tokens))
+                text = self.setup.texts.tokenizer.backend.decode(list(continuation.tokens), clean_up_tokenization_spaces=False)
                 named = prompt.name, tuple(prompt.tokens.tolist())
                 self._current.append(Rollout(step + 1, writer, *named, continuation, text))
         self._file.add(self._current)
@@ -116,18 +117,18 @@ class OnPolicySteps:
         save_student(self.setup, self.setup.student, self._path / SERVED)
         return self._path / SERVED
 
-    def _replays(self, begins: int) -> int:
+    def _replays(self) -> int:
         """How many of the student's sequences are earlier ones; none before there are enough."""
         if self.spec.replay is None:
             return 0
-        mine = len(self._slots(begins, "student"))
+        mine = len(self._slots(0, "student"))
         asked = min(round(self.spec.replay.share * mine), mine - 1)
         return asked if asked <= len(self._earlier) else 0
 
     def _replayed(self, begins: int) -> list[Rollout]:
         """Earlier rollouts of the student, each at most once."""
         numbers = np.random.default_rng([self.setup.recipe.seed, begins, self.setup.processes.rank])
-        chosen = numbers.choice(len(self._earlier), size=self._replays(begins), replace=False) if self._earlier else ()
+        chosen = numbers.choice(len(self._earlier), size=self._replays(), replace=False) if self._earlier else ()
         return [self._earlier[int(place)] for place in chosen]
 
     def _return_to(self, first: int) -> None:

@@ -5,12 +5,12 @@ which is every bit of a float32.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from limbeck.errors import LimbeckError
-from limbeck.paths import write_atomically
 from limbeck.train.rollouts import Continuation, Rollout
 
 
@@ -33,8 +33,8 @@ class RolloutFile:
 
     def rewind(self, step: int) -> None:
         """Forget those that were written after `step` steps, and what a kill left of a line."""
-        if self.path.is_file():
-            write_atomically(self.path, "".join(line for line, record in self._lines() if record["step"] <= step))
+        if self.path.is_file():  # steps do not fall from line to line
+            os.truncate(self.path, sum(len(line.encode()) for line, record in self._lines() if record["step"] <= step))
 
     def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         if not self.path.is_file():

@@ -168,6 +168,7 @@ def open_setup(recipe: Recipe) -> Setup:
     signals = SignalStore.open(recipe.store_path) if recipe.uses_store else None
     texts = first_process_first(recipe, processes)
     _check_holds(recipe, texts, size=recipe.student.vocab_size)
+    _check_reads_whole(recipe, texts)
     if signals is not None:
         _check_store(signals, recipe, texts)
     if not processes.teachers:
@@ -297,6 +298,19 @@ def _check_holds(recipe: Recipe, texts: Texts, *, size: int | None) -> None:
     """Refuse a vocabulary, where one is asked for, that has not all of the tokenizer's ids."""
     if size is not None and size < texts.tokenizer.size:
         raise SpecError(f"{recipe.student.vocab_size_key}={size} is smaller than the tokenizer's {texts.tokenizer.size} ids")
+
+
+def _check_reads_whole(recipe: Recipe, texts: Texts) -> None:
+    """Refuse rollouts that are longer than the teacher can read: it is given them whole, not in windows."""
+    if recipe.on_policy is None or texts.files is None:
+        return
+    config = read_config(texts.files) or {}
+    longest = config.get("text_config", config).get("max_position_embeddings")
+    if longest is not None and recipe.data.sequence_length > longest:
+        raise SpecError(
+            f"data.sequence_length={recipe.data.sequence_length} is more than {texts.files.name} can read of a rollout: set it "
+            f"to {longest} or less"
+        )
 
 
 def _own_vocabulary(student: HuggingFaceStudent, *, teacher_width: int | None) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import Tokenizer
+from limbeck.errors import SpecError
 from limbeck.evals.chat import stops_of
 from limbeck.spec.on_policy import ServerEngine, TransformersEngine
 from limbeck.spec.recipe import Recipe
@@ -69,4 +70,10 @@ def _generating(student: StudentModel, recipe: Recipe) -> Any:
     if isinstance(student, PretrainedStudent):
         return student.causal_lm
     assert isinstance(student, Decoder) and not isinstance(recipe.student, HuggingFaceStudent)
+    exact = student.layout.exact_length
+    if exact is not None and recipe.data.sequence_length > exact:
+        raise SpecError(
+            f"data.sequence_length={recipe.data.sequence_length} is more than student.ntk_length={exact}, past which every "
+            "token changes how those before it are read: what was written would be read by another student; lower it"
+        )
     return around(student, recipe.student)

@@ -1,0 +1,214 @@
+"""Rollouts from a real server of completions, small and in a thread: it runs a transformers model, as vLLM does a large one."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from on_policy_world import make_student, on_policy, recipe_of
+from transformers import AutoModelForCausalLM
+
+from limbeck.errors import SpecError
+from limbeck.evals.generate import Prompt
+from limbeck.runs import open_run
+from limbeck.spec.on_policy import ServerEngine
+from limbeck.train.completion_server import ServerError, ServerSampler
+from limbeck.train.train import train
+
+
+class Server(ThreadingHTTPServer):
+    """Completes prompts of ids with the model that it has loaded; `spoil` changes what it answers."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.load(folder)
+        self.spoil: Any = lambda answer: answer
+        self.asked: list[tuple[str, dict[str, Any], str | None]] = []
+
+    def load(self, folder: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    @torch.no_grad()
+    def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """One after another, the last first: servers need not keep the order, but number their choices."""
+        draw = torch.Generator().manual_seed(asked["seed"])
+        choices = [self._choice(index, prompt, asked, draw) for index, prompt in enumerate(asked["prompt"])]
+        return {"choices": choices[::-1]}
+
+    def _choice(self, index: int, prompt: list[int], asked: dict[str, Any], draw: torch.Generator) -> dict[str, Any]:
+        ids, log_probs = list(prompt), []
+        while len(log_probs) < asked["max_tokens"] and not (log_probs and ids[-1] in asked["stop_token_ids"]):
+            log_probs_V = (self.model(torch.tensor(ids)[None]).logits[0, -1] / asked["temperature"]).log_softmax(-1)
+            ids.append(int(torch.multinomial(log_probs_V.exp(), 1, generator=draw)))
+            log_probs.append(float(log_probs_V[ids[-1]]))
+        new = ids[len(prompt) :]
+        return {
+            "index": index,
+            "token_ids": new,
+            "finish_reason": "stop" if new[-1] in asked["stop_token_ids"] else "length",
+            "logprobs": {"tokens": [f"token_id:{each}" for each in new], "token_logprobs": log_probs},
+        }
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, asked, self.headers["Authorization"]))
+        if self.path == "/load":
+            self.server.load(Path(asked["path"]))
+            self._answer(200, b"")
+        elif self.path == "/v1/completions":
+            self._answer(200, json.dumps(self.server.spoil(self.server.complete(asked))).encode())
+        else:
+            self._answer(404, b"no such thing\nhere")
+
+    def _answer(self, code: int, body: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_student(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture
+def server(student_folder: Path) -> Iterator[Server]:
+    with Server(student_folder) as found:
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def sampler_of(url: str, **changes: Any) -> ServerSampler:
+    spec = ServerEngine(url=url, model="student", timeout_seconds=20, **changes)
+    return ServerSampler(spec, stops=(1,), vocab_size=300, max_new_tokens=6)
+
+
+def prompts(count: int) -> list[Prompt]:
+    draw = np.random.default_rng(0)
+    return [Prompt(str(index), "", draw.integers(2, 300, size=3 + index)) for index in range(count)]
+
+
+@pytest.mark.parametrize("says", ["token_ids", "names"])
+def test_completions_are_in_the_order_of_their_prompts_with_the_servers_log_probs(says: str, server: Server) -> None:
+    def only_names(answer: dict[str, Any]) -> dict[str, Any]:
+        return {"choices": [{key: each[key] for key in each if key != "token_ids"} for each in answer["choices"]]}
+
+    if says == "names":
+        server.spoil = only_names
+    asked = prompts(3)
+    found = sampler_of(server.url).draw(asked, key="a")
+    expected = server.complete(server.asked[0][1])["choices"][::-1]
+    assert [list(each.tokens) for each in found] == [each["token_ids"] for each in expected]
+    for prompt, each in zip(asked, found, strict=True):
+        whole = torch.tensor([[*prompt.tokens.tolist(), *each.tokens]])
+        with torch.no_grad():
+            log_probs_TV = server.model(whole).logits[0, len(prompt.tokens) - 1 : -1].log_softmax(-1)
+        expected_T = log_probs_TV.gather(1, torch.tensor(each.tokens)[:, None]).squeeze(1)
+        torch.testing.assert_close(torch.tensor(each.log_probs), expected_T, rtol=0, atol=1e-5)
+        assert each.stopped == (each.tokens[-1] == 1)
+    (path, request, _), *_ = server.asked
+    assert path == "/v1/completions"
+    assert (request["temperature"], request["top_p"], request["top_k"], request["max_tokens"]) == (1.0, 1.0, -1, 6)
+    assert request["prompt"] == [prompt.tokens.tolist() for prompt in asked]
+
+
+def test_a_run_gives_the_server_its_weights(
+    server: Server, values: dict[str, Any], student_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second step: the draws that follow are on-policy, and the student's own cross-entropy is what the server said."""
+    monkeypatch.setenv("SOME_KEY", "secret")
+    reload = server.url.removesuffix("/v1") + "/load"
+    engine = {"kind": "server", "url": server.url, "model": "student", "refresh_url": reload, "refresh_steps": 2}
+    asked = on_policy(
+        values,
+        student_folder,
+        on_policy={"engine": {**engine, "api_key_variable": "SOME_KEY"}, "max_new_tokens": 8},
+        optimizer={"kind": "adamw", "lr": 0.05},
+        budget={"kind": "steps", "amount": 4},
+    )
+    path = train(recipe_of(asked))
+    loads = [request for where, request, _ in server.asked if where == "/load"]
+    assert [request["path"] for request in loads] == [str((path / "served").resolve())] * 2
+    assert {key for *_, key in server.asked} == {"Bearer secret"}
+    apart = [abs(record["ce"] - record["student_entropy_nats"]) for record in open_run(path).events("train")]
+    assert max(apart[0], apart[2]) < 1e-4  # of weights just loaded, on-policy
+    assert min(apart[1], apart[3]) > 1e-3
+    assert not (path / "served").exists()
+
+
+def test_a_server_that_is_not_there_is_one_line_before_the_run(values: dict[str, Any], student_folder: Path) -> None:
+    engine = {"kind": "server", "url": "http://127.0.0.1:9/v1", "model": "student"}
+    recipe = recipe_of(on_policy(values, student_folder, on_policy={"engine": engine}))
+    with pytest.raises(ServerError, match=r"^http://127\.0\.0\.1:9/v1/completions does not answer \(.*on_policy\.engine\.url$"):
+        train(recipe)
+    assert not Path(recipe.run_path).exists()
+
+
+def changed(**values: Any) -> Any:
+    def spoil(answer: dict[str, Any]) -> dict[str, Any]:
+        return {"choices": [{**each, **values} for each in answer["choices"]]}
+
+    return spoil
+
+
+def text_alone(answer: dict[str, Any]) -> dict[str, Any]:
+    return {"choices": [{"index": each["index"], "text": "hello", "logprobs": None} for each in answer["choices"]]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (text_alone, "does not say which tokens it drew"),
+        (changed(token_ids=None, logprobs={"tokens": ["he", "llo"], "token_logprobs": [-1.0, -1.0]}), "return_token_ids"),
+        (changed(token_ids=[3, 4]), "gave 2 tokens with"),
+        (changed(token_ids=[]), "gave 0 tokens with"),
+        (changed(token_ids=[999], logprobs={"token_logprobs": [-1.0]}), "gave token 999 of a student of 300"),
+        (changed(token_ids=[5] * 9, logprobs={"token_logprobs": [-1.0] * 9}), "9 tokens where 6 were asked for"),
+        (
+            changed(token_ids=[5], logprobs={"token_logprobs": [-1.0]}, finish_reason="stop"),
+            "an end without one of the student's stop tokens",
+        ),
+        (lambda answer: {"choices": answer["choices"][1:]}, "asked for 2 completions and gave 1"),
+        (lambda answer: {"error": "busy"}, "does not say which tokens it drew"),
+        (lambda answer: "words", "does not say which tokens it drew"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_one_line(spoil: Any, complaint: str, server: Server) -> None:
+    server.spoil = spoil
+    with pytest.raises(ServerError) as caught:
+        sampler_of(server.url).draw(prompts(2), key="a")
+    assert complaint in str(caught.value)
+    assert str(caught.value).startswith(f"{server.url}/completions ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_refusal_says_what_the_server_said(server: Server) -> None:
+    with pytest.raises(ServerError, match=r"/completions refuses \(404\): no such thing here$"):
+        sampler_of(f"{server.url}/elsewhere").draw(prompts(1), key="a")
+
+
+def test_an_adapter_cannot_be_given_to_a_server(values: dict[str, Any], student_folder: Path) -> None:
+    engine = {"kind": "server", "url": "http://x/v1", "model": "m", "refresh_url": "http://x/load"}
+    asked = on_policy(values, student_folder, on_policy={"engine": engine})
+    with pytest.raises(SpecError, match=r"which student\.adapter is beside"):
+        recipe_of({**asked, "student": {**asked["student"], "adapter": {"kind": "lora", "rank": 2}}})
