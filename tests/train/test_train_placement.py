@@ -20,7 +20,9 @@ from limbeck.errors import SpecError
 from limbeck.optim.build import build_optimizer
 from limbeck.runs import open_run
 from limbeck.spec.base import parse
+from limbeck.spec.placement import SameDevice
 from limbeck.spec.recipe import Recipe
+from limbeck.study.controls import twin
 from limbeck.teachers.live import LiveRows
 from limbeck.train.loop import optimizer_step
 from limbeck.train.pool import shares, students_of, teachers_of
@@ -73,22 +75,23 @@ AT_ROWS_6 = """
 import os, signal
 from limbeck.errors import TeacherError
 from limbeck.teachers.live import LiveRows
-original, calls = LiveRows.rows, []
+made, calls = LiveRows.rows, []
 
 def rows(*arguments):
     calls.append(1)
     if len(calls) == 6:
         {what}
-    return original(*arguments)
+    return made(*arguments)
 
 LiveRows.rows = rows
 """
+TOLD = "os.kill(os.getpid(), signal.SIGTERM)"
 HURT = {
     "student-fails": AT_STEP_3.format(what="raise LimbeckError('out of paper')"),
     "student-dies": AT_STEP_3.format(what="os.kill(os.getpid(), signal.SIGKILL)"),
     "teacher-fails": AT_ROWS_6.format(what="raise TeacherError('out of chalk')"),
     "teacher-dies": AT_ROWS_6.format(what="os.kill(os.getpid(), signal.SIGKILL)"),
-    "all-stop": AT_STEP_3.format(what="[os.kill(each, signal.SIGTERM) for each in (os.getpid(), os.getpid() + 1)]"),
+    "all-stop": AT_STEP_3.format(what=TOLD) + AT_ROWS_6.format(what=TOLD),
 }
 """What happens to a student and its teacher. Rows are asked for once before the first step, then twice for each."""
 WRITTEN = [np.arange(2, 9), np.arange(100, 105), np.arange(50, 71)]
@@ -307,6 +310,12 @@ def test_only_a_live_teacher_is_placed(values: dict[str, Any]) -> None:
     for changes in ({"signal": {"kind": "topk", "k": 20}}, {"objective": {"kind": "ce"}}):
         with pytest.raises(SpecError, match=r"placement\.kind=pool says where a live teacher runs, and none does"):
             parse(Recipe, {**values, **changes, **pool(1)}, source="test")
+
+
+def test_a_control_has_no_teacher_to_place(values: dict[str, Any]) -> None:
+    """A recipe with its placement and without its teacher would be refused."""
+    alone = twin(parse(Recipe, {**values, **SIGNALS["topk"], **pool(1)}, source="test"))
+    assert parse(Recipe, alone.model_dump(mode="json"), source="test").placement == SameDevice()
 
 
 @pytest.mark.parametrize(("students", "teachers"), [(1, 1), (1, 3), (2, 1), (5, 2), (2, 5), (4, 4)])

@@ -176,4 +176,4 @@ def answer_as_rows(answer: Answer, *, head_VE: Tensor | None, temperature: float
 
 
 def _is_gone() -> TeacherError:
-    return TeacherError("a process that holds a teacher has ended: it says why")
+    return TeacherError("a process that holds a teacher has ended: it says why, unless it was killed")

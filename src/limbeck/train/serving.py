@@ -78,7 +78,7 @@ def _next() -> Request:
     try:
         return receive_request()
     except RuntimeError as error:
-        raise EndedEarly("a process that this teacher served has ended: it says why") from error
+        raise _left_alone() from error
 
 
 def _answer(desk: Desk, request: Request) -> None:
@@ -90,4 +90,8 @@ def _answer(desk: Desk, request: Request) -> None:
     try:
         send_answer(answer, student=request.student)
     except RuntimeError as error:
-        raise EndedEarly(f"process {request.student} has ended: it says why") from error
+        raise _left_alone() from error
+
+
+def _left_alone() -> EndedEarly:
+    return EndedEarly("a process that this teacher served has ended: it says why, unless it was killed")
