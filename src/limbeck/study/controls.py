@@ -110,7 +110,7 @@ def _decided(study: Study, cell: Cell, basis: Basis, recipe: Recipe, decided: De
 
 
 def twin(recipe: Recipe) -> Recipe:
-    """The same student, texts and steps without a teacher."""
+    """The same student and texts without a teacher."""
     objective = CrossEntropy(z_loss_weight=recipe.objective.z_loss_weight)
     alone = {"objective": objective, "signal": None, "store": None, "on_policy": None, "placement": SameDevice()}
     return recipe.model_copy(update=alone | ({"teacher": None} if reads_without_teacher(recipe) else {}))
