@@ -57,6 +57,15 @@ def test_a_recipes_student_is_timed_as_it_is(limbeck: Command, wide: Path, tmp_p
     assert result["metrics"]["decode_batch_3_ms"]["value"] > 0
 
 
+def test_a_models_architecture_has_shapes_too(limbeck: Command, teacher_folder: Path, tmp_path: Path) -> None:
+    layers = ("--layers", 1, "--layers", 2)
+    outcome = limbeck("eval", teacher_folder, "--eval", "latency", *layers, *FAST, "-o", tmp_path / "shapes", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["model"] == str(teacher_folder) and "2x32" in found["shapes"]
+    assert (tmp_path / "shapes" / "latency-by-shape.png").is_file()
+
+
 def test_mistakes_are_one_line(limbeck: Command, wide: Path, teacher_folder: Path) -> None:
     for arguments, reason in (
         ((wide,), "is a recipe: `limbeck train"),
@@ -64,7 +73,8 @@ def test_mistakes_are_one_line(limbeck: Command, wide: Path, teacher_folder: Pat
         ((wide, "--eval", "copying"), "only --eval latency can be measured"),
         ((wide, "--eval", "latency", "--eval", "copying"), "only --eval latency can be measured"),
         ((wide, "--layers", 2), "is a recipe: `limbeck train"),
-        ((teacher_folder, "--eval", "latency", "--layers", 2), "name a recipe, and --eval latency"),
+        ((teacher_folder, "--eval", "calibration", "--layers", 2), "name one, and --eval latency"),
+        ((teacher_folder, "--eval", "latency", "--layers", 500), "no width gives 500 layers"),
         ((wide, "--eval", "latency", "latency.repeats=1"), "latency: repeats=1"),
         ((wide, "--eval", "latency", "--layers", 500), "500 layers"),
     ):

@@ -1,5 +1,6 @@
 """Latency: what is measured and how often, never how long. Decoding reads what whole forward passes would."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from limbeck.errors import SpecError
 from limbeck.evals import latency
 from limbeck.evals.run import run_evals
 from limbeck.evals.subject import open_model
-from limbeck.evals.untrained import latency_by_shape, open_untrained
+from limbeck.evals.untrained import latency_by_shape, open_random, open_untrained
 from limbeck.spec.base import parse
 from limbeck.spec.evals.latency import Latency
 from limbeck.spec.recipe import Recipe
@@ -111,9 +112,24 @@ def test_shapes_of_a_recipes_student_are_timed(values: dict[str, Any]):
     assert all("decode_batch_3_ms" in metrics for metrics, _ in found.values())
 
 
-def test_a_model_that_exists_has_no_shapes(values: dict[str, Any], teacher_folder: Path):
+def test_shapes_of_a_models_architecture_are_timed(values: dict[str, Any], teacher_folder: Path, tmp_path: Path):
+    """4 heads of 8 channels, 2 of keys: 32 channels of width; the MLP takes the rest of 37,216 parameters."""
     values["student"] = {"kind": "huggingface", "model": str(teacher_folder)}
     recipe = parse(Recipe, values, source="test")
-    with pytest.raises(SpecError, match="has no shapes to choose"):
-        latency_by_shape(recipe, SHORT, layers=(1,))
     assert open_untrained(recipe, dtype="float32", device="cpu").reader.vocab_size == 300
+    found = latency_by_shape(recipe, SHORT, layers=(1, 2, 4), dtype="float32", device="cpu")
+    assert list(found)[1] == "2x32"
+    parameters = [details["parameters"] for _, details in found.values()]
+    assert parameters[1] == 2 * 300 * 32 + 2 * (32 * (32 + 16 + 16 + 32 + 3 * 64) + 64) + 32
+    assert all(abs(each / parameters[1] - 1) <= 0.02 for each in parameters)
+    one = open_random("one", recipe.student, {"num_hidden_layers": 1, "hidden_size": 16, "head_dim": 8}, device="cpu")
+    assert one.reader.model.model.layers[0].self_attn.q_proj.weight.shape == (4 * 8, 16)
+
+
+def test_experts_have_no_shapes(values: dict[str, Any], tmp_path: Path):
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 300, "num_experts": 4}
+    more = {"moe_intermediate_size": 8, "num_experts_per_tok": 2, "num_key_value_heads": 1, "head_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_moe", **sizes, **more}), encoding="utf-8")
+    values["student"] = {"kind": "huggingface", "model": str(tmp_path)}
+    with pytest.raises(SpecError, match="qwen3_moe: shapes of equal size are for dense MLPs"):
+        latency_by_shape(parse(Recipe, values, source="test"), SHORT, layers=(1,))

@@ -1,6 +1,7 @@
 """`limbeck eval RUN|FOLDER|HUB_ID`: bits per byte, what else there is with --eval, several side by side with --by-position.
 
-Of a recipe, which has no trained student yet, the latency alone: as it is, or in shapes of equal size (--layers).
+Of a recipe, which has no trained student yet, the latency alone: as it is, or in shapes of equal size (--layers), which a model
+may be given too.
 """
 
 from pathlib import Path
@@ -52,7 +53,8 @@ def evaluate_model(
         typer.Option(
             "--layers",
             min=1,
-            help="With --eval latency of a recipe: its student with so many layers and the same number of parameters; repeat.",
+            help="With --eval latency: a recipe's student, or a model's architecture with random weights, with so many layers "
+            "and the same number of parameters; repeat.",
         ),
     ] = None,
     output: Annotated[

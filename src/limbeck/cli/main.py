@@ -14,6 +14,7 @@ from limbeck.cli import (
     lab,
     listing,
     plan,
+    prune,
     quantise,
     quickstart,
     report,
@@ -33,6 +34,7 @@ app.command("quickstart")(quickstart.quickstart)
 app.add_typer(cache.app, name="cache", help="Signal stores: write, describe, check, compare, extend, merge.")
 app.command("train")(train.train_recipe)
 app.command("eval")(evaluate.evaluate_model)
+app.command("prune")(prune.prune)
 app.command("quantise")(quantise.quantise)
 app.command("export")(export.export)
 app.add_typer(artifact.app, name="artifact", help="A student in one small file: write it, and measure what rounding cost.")

@@ -1,8 +1,10 @@
-"""`limbeck show RECIPE`: a recipe resolved and priced."""
+"""`limbeck show RECIPE`: a recipe resolved and priced. `limbeck show PRUNED`: what went of a model, and what stayed."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 import yaml
 
 from limbeck.cli.arguments import (
@@ -12,15 +14,16 @@ from limbeck.cli.arguments import (
     DeviceName,
     Json,
     Overrides,
-    RecipeName,
     Utilisation,
 )
 from limbeck.cli.output import emit, human
 from limbeck.cli.output import table as aligned
+from limbeck.cli.show_pruned import pruned_file, show_pruned
 from limbeck.errors import SpecError
 from limbeck.plan.devices import find_device, sustained_flops_per_second
 from limbeck.plan.pretrained import student_config, student_vocab_size, student_width
 from limbeck.plan.price import Price, price
+from limbeck.report.pruning import PRUNING
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.student import HuggingFaceStudent, Student
@@ -32,14 +35,34 @@ if TYPE_CHECKING:  # torch is imported when a recipe is shown, not when the comm
 
 
 def show(
-    recipe: RecipeName,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped recipe's name (`limbeck list`), a YAML file, a pruned model's folder, or the run of one.",
+            metavar="RECIPE|PRUNED",
+        ),
+    ],
     overrides: Overrides = None,
     device: DeviceName = DEFAULT_DEVICE,
     devices: DeviceCount = 1,
     utilisation: Utilisation = DEFAULT_UTILISATION,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Of a pruned model: also draw it, as PATH.svg and PATH.png.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Parameters, FLOPs, bytes and hours of a recipe, without running or downloading anything."""
+    """Parameters, FLOPs, bytes and hours of a recipe, without running or downloading anything.
+
+    Of a pruned model: which layers went, and what stayed of each of the others.
+    """
+    pruned = pruned_file(recipe)
+    if pruned is not None:
+        if overrides:
+            raise SpecError(f"{overrides[0]} is for a recipe: {recipe} is a pruned model, which is what it is")
+        show_pruned(pruned, figure=output, as_json=as_json)
+        return
+    if output is not None:
+        raise SpecError(f"-o draws pruned models, and {recipe} is none: it has no {PRUNING}")
     speed = sustained_flops_per_second(find_device(device), utilisation=utilisation, count=devices)
     show_recipe(load_recipe(recipe, parse_overrides(overrides or [])), flops_per_second=speed, as_json=as_json)
 

@@ -1,25 +1,31 @@
-"""A recipe's student before any training, as a model under evaluation: its latency is that of the trained one.
+"""A student before any training, as a model under evaluation: its latency is that of the trained one.
 
-It is written and read as a trained student's folder is, so that what is timed is what would be used. Its weights are random.
+It is written and read as a trained student's folder is, so that what is timed is what would be used. Its weights are random,
+also where the shapes are those of a pretrained model's architecture.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from limbeck.data.tokenizers import load_tokenizer, save_tokenizer
-from limbeck.errors import SpecError
+from limbeck.errors import SpecError, TeacherError
 from limbeck.eval_results import Metric
 from limbeck.evals import latency
 from limbeck.evals.subject import EvalModel, open_model
-from limbeck.plan.pretrained import student_vocab_size
+from limbeck.plan.config_shapes import equal_config_shapes
+from limbeck.plan.pretrained import student_config, student_vocab_size
 from limbeck.plan.shapes import ShapedStudent, equal_shapes
 from limbeck.spec.evals.latency import Latency
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.student import HuggingFaceStudent, LaidOutStudent, UpcycledStudent
 from limbeck.spec.teacher import DType
 from limbeck.students.build import build_decoder
+from limbeck.students.causal_lm import transformers_quiet
 from limbeck.students.hf import save
 from limbeck.students.pretrained import source_of
 from limbeck.teachers.files import TeacherFiles, locate, read_config
@@ -42,7 +48,9 @@ def latency_by_shape(
 ) -> Mapping[str, tuple[dict[str, Metric], dict[str, Any]]]:
     """Latency of the recipe's student at other depths and, within 2 %, its own parameters (`equal_shapes`), by `12x256`."""
     student = recipe.student
-    if isinstance(student, HuggingFaceStudent | UpcycledStudent):
+    if isinstance(student, HuggingFaceStudent):
+        return latency_by_model_shape(recipe.name, student, spec, layers=layers, dtype=dtype, device=device)
+    if isinstance(student, UpcycledStudent):
         raise SpecError(f"student.kind={student.kind} has no shapes to choose: name a recipe with olmo3, ladder, moe or golf")
     tokenizer_folder, vocab_size = _tokenizer(recipe)
     shapes: dict[str, ShapedStudent] = equal_shapes(student, vocab_size=vocab_size, layers=layers)
@@ -53,6 +61,53 @@ def latency_by_shape(
         latency.check(model, spec)
         found[name] = latency.measure(model, spec)
     return found
+
+
+def latency_by_model_shape(
+    name: str,
+    student: HuggingFaceStudent,
+    spec: Latency,
+    *,
+    layers: Sequence[int],
+    dtype: DType = "auto",
+    device: str = "auto",
+) -> Mapping[str, tuple[dict[str, Metric], dict[str, Any]]]:
+    """The same of a pretrained model's architecture (`equal_config_shapes`)."""
+    with _of_student(student):
+        shapes = equal_config_shapes(student_config(student), depths=layers)
+    found = {}
+    for shape, changes in shapes.items():
+        model = open_random(f"{name} {shape}", student, changes, dtype=dtype, device=device)
+        latency.check(model, spec)
+        found[shape] = latency.measure(model, spec)
+    return found
+
+
+def open_random(
+    name: str, student: HuggingFaceStudent, changes: Mapping[str, Any], *, dtype: DType = "auto", device: str = "auto"
+) -> EvalModel:
+    """A model of a pretrained one's class with random weights and other sizes: `changes` of its config.json."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = source_of(student)
+    with transformers_quiet(f"{student.model} in another shape cannot be built", error=SpecError):
+        config = AutoConfig.from_pretrained(source.model, **source.arguments).get_text_config()
+        shaped = type(config).from_dict({**config.to_dict(), **changes})
+        with torch.random.fork_rng(devices=[]):
+            model = AutoModelForCausalLM.from_config(shaped, dtype=torch.float32, trust_remote_code=student.trust_remote_code)
+    with TemporaryDirectory() as within:
+        model.save_pretrained(within)
+        save_tokenizer(load_tokenizer(source.model, **source.arguments), Path(within))
+        return open_model(name, within, heldout=None, teacher=None, dtype=dtype, device=device)
+
+
+@contextmanager
+def _of_student(student: HuggingFaceStudent) -> Iterator[None]:
+    """What is said of a teacher's configuration is said of this model's."""
+    try:
+        yield
+    except TeacherError as error:
+        raise SpecError(f"{student.model} has no shapes to choose: {str(error).replace('teacher', 'its', 1)}") from error
 
 
 def _tokenizer(recipe: Recipe) -> tuple[str, int]:

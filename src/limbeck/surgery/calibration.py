@@ -60,7 +60,9 @@ def scores_of(model: Any, *, weights: str, tokenizer: Tokenizer, calibration: Ca
     path = cache_folder() / "surgery" / f"scores-{scores_key(weights, tokenizer, calibration, data)}.safetensors"
     if path.is_file():
         try:
-            return Scores.load(path)
+            scores = Scores.load(path)
+            say(f"importance was measured before ({scores.tokens:,} tokens): {path}")
+            return scores
         except (SafetensorError, KeyError):
             say(f"{path} is damaged: importance is measured again")
     scores = measure_importance(model, calibration_rows(calibration, tokenizer, data=data))

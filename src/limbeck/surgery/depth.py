@@ -3,7 +3,6 @@
 By influence those go that change their input least; as one block, the block whose influences add up to least.
 """
 
-from limbeck.errors import SpecError
 from limbeck.plan.pruned_layers import choice
 from limbeck.spec.prune import BlockInfluence, Pruning
 from limbeck.surgery.anatomy import Anatomy
@@ -22,8 +21,7 @@ def choose_layers(anatomy: Anatomy, scores: Scores | None, pruning: Pruning) -> 
     found = choice(anatomy.layer_types, pruning)
     if found.going == 0:
         return found.without([])
-    if not isinstance(pruning.depth, BlockInfluence):
-        raise SpecError(f"student.prune.depth.kind={pruning.depth.kind} is not measured here: set influence")
+    assert isinstance(pruning.depth, BlockInfluence), "others are chosen by what they cost (limbeck.surgery.depth_costs)"
     assert scores is not None
     influence = scores.influence_L.tolist()
 

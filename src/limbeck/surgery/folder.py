@@ -14,6 +14,7 @@ import torch
 
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from limbeck.errors import DataError, LimbeckError, SpecError
+from limbeck.gguf_folder import remembered_sha256
 from limbeck.paths import cache_folder
 from limbeck.plan.pruned import target_sizes
 from limbeck.plan.pruned_layers import choice
@@ -27,10 +28,12 @@ from limbeck.students.pretrained import load_causal_lm
 from limbeck.students.pretrained_folder import PRUNING
 from limbeck.surgery.anatomy import anatomy_of
 from limbeck.surgery.calibration import scores_key
+from limbeck.surgery.depth_costs import TASK_KEY
 from limbeck.surgery.identity import Parent, digest_of, parent_of
 from limbeck.surgery.keep import prunes_width
-from limbeck.surgery.prune import Pruned, needs_scores, prune
+from limbeck.surgery.prune import Pruned, needs_scores, prune, task_of
 from limbeck.surgery.record import model_card, record
+from limbeck.surgery.task_score import read_task
 
 FORMAT = 1
 """Of folders: another one where the same asking gives another model."""
@@ -54,7 +57,7 @@ def prune_folder(
     """
     assert spec.prune is not None, "there is something to prune"
     pruning, parent = spec.prune, parent_of(spec)
-    tokenizer = _tokenizer(parent, required=needs_scores(pruning))
+    tokenizer = _tokenizer(parent, required=needs_scores(pruning) or task_of(pruning) is not None)
     key = _key(parent, pruning, tokenizer, data)
     folder = to or cache_folder() / "pruned" / key
     if (made := read_record(folder)) is not None and made["key"] == key:
@@ -93,7 +96,9 @@ def _check(model: Any, pruning: Pruning) -> None:
 
 
 def _key(parent: Parent, pruning: Pruning, tokenizer: Tokenizer | None, data: Data | None) -> str:
-    measured = None
+    measured, task = None, task_of(pruning)
+    if task is not None:
+        read_task(task.file, limit=1, key=TASK_KEY)
     if needs_scores(pruning):
         assert tokenizer is not None
         measured = scores_key(parent.weights, tokenizer, pruning.calibration, data)
@@ -104,6 +109,7 @@ def _key(parent: Parent, pruning: Pruning, tokenizer: Tokenizer | None, data: Da
             "config": parent.config,
             "pruning": pruning.model_dump(mode="json", exclude={"calibration"}),
             "scores": measured,
+            "task": remembered_sha256(Path(task.file)) if task is not None else None,
         }
     )
 

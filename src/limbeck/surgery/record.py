@@ -1,7 +1,8 @@
 """What is written of a pruning: `pruning.json` for programs (`limbeck show`), README.md for people.
 
 `pruning.json` holds the parent and what was asked for, sizes and parameters before and after, the layers that stayed with all
-layers' types and influences, and on every axis the places that stayed, one list a layer that stays (null: all of them).
+layers' types and influences (and costs, where they were chosen by those), and on every axis the places that stayed, one list a
+layer that stays (null: all of them).
 """
 
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ def record(pruned: Pruned, spec: HuggingFaceStudent, *, weights: str) -> dict[st
         "before": {"parameters": _parameters(anatomy.model), **asdict(anatomy.sizes), "layer_types": anatomy.layer_types},
         "after": {"parameters": _parameters(pruned.model), **asdict(new.sizes), "layer_types": new.layer_types},
         "influence": None if scores is None else scores.influence_L.tolist(),
+        "depth": None if pruned.depth is None else asdict(pruned.depth),
         "routed": None if scores is None else [[int(count) for count in routed_E] for routed_E in scores.routed],
         "kept": {
             "layers": kept.layers,
