@@ -3,7 +3,8 @@
 As `limbeck.plan.shapes` has them for students of our own.
 
 Heads keep their channels and the ratio of queries to keys, their number goes with the width, and the MLP takes what is left of
-the parameters. Layer types repeat the model's own list. Free of torch; weights are none of its business.
+the parameters. A pruned model's width, which may be no multiple of its heads, goes to the nearest multiple of 8. Layer types
+repeat the model's own list. Free of torch; weights are none of its business.
 """
 
 import math
@@ -45,12 +46,14 @@ def _candidates(config: Config, depth: int, *, target: int) -> Iterator[dict[str
     own_heads, groups = size(config, "num_attention_heads"), kv_heads(config)
     per_group = own_heads // groups
     for heads in range(per_group, _WIDEST * own_heads + 1, per_group):
-        width, rest = divmod(size(config, "hidden_size") * heads, own_heads)
-        if rest or width % _STEP:
+        width = size(config, "hidden_size") * heads / own_heads
+        if size(config, "hidden_size") % own_heads:
+            width = max(_STEP, _STEP * round(width / _STEP))
+        if width % _STEP:
             continue
         changes = {
             "num_hidden_layers": depth,
-            "hidden_size": width,
+            "hidden_size": int(width),
             "num_attention_heads": heads,
             "num_key_value_heads": heads // per_group,
             "head_dim": head_dims(config)[0],
