@@ -240,6 +240,8 @@ def test_rows_are_full_and_speak_of_many_documents(parent, tmp_path):
     read = [tokenizer.backend.decode(row) for row in chats]
     assert len(read) >= 9 and all(text.endswith("s</s>") for text in read[:9])
     assert len(rows) == 4 and torch.equal(torch.stack(rows[2:]), torch.stack(chats[:2]))
+    one_of_each = calibration_rows(mixed.model_copy(update={"samples": 1}), tokenizer)
+    assert len(one_of_each) == 2 and torch.equal(one_of_each[0], rows[0]) and torch.equal(one_of_each[1], chats[0])
     (tmp_path / "chats.jsonl").write_text('{"messages": "no"}')
     with pytest.raises(SpecError, match="line 1: not a chat"):
         calibration_rows(mixed, tokenizer)
