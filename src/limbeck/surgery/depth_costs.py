@@ -58,9 +58,8 @@ def layers_by_cost(
             seen = f"{tokenizer.fingerprint} {problems!r}"
         case other:
             raise AssertionError(f"{other.kind} is no cost")
-    key = digest_of(
-        {"format": FORMAT, "model": identity, "dtype": str(anatomy.head.dtype), "kind": pruning.depth.kind, "read": seen}
-    )
+    model = [identity, str(anatomy.head.dtype)]
+    key = digest_of({"format": FORMAT, "model": model, "kind": pruning.depth.kind, "read": seen})
     remembered = cache_folder() / "surgery" / f"depth-{key}.json"
     best: Cheapest = cheapest(found, cost, contiguous=pruning.contiguous, title=title, remembered=remembered)
     return best.stay, DepthCosts(cost.measures, tuple(best.costs.items()))

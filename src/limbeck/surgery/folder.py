@@ -23,6 +23,7 @@ from limbeck.paths import cache_folder
 from limbeck.plan.prune_steps import in_steps
 from limbeck.plan.pruned import sizes_of, target_sizes
 from limbeck.progress import say
+from limbeck.spec.base import parse
 from limbeck.spec.data import Data
 from limbeck.spec.prune import Pruning
 from limbeck.spec.student import HuggingFaceStudent
@@ -118,6 +119,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def _check(config: Mapping[str, Any], pruning: Pruning) -> None:
     """What the configuration says can be, before anything is read or loaded."""
+    parse(Pruning, pruning.model_dump(mode="json"), source="student.prune")  # a copy may have been changed since
     in_steps(config, pruning)
     before, after = sizes_of(config), target_sizes(config, pruning)
     if not prunes_width(before, after) and after.num_layers == before.num_layers:

@@ -40,7 +40,7 @@ def measure_importance(model: Any, rows: Sequence[Tensor], *, dtype: torch.dtype
     """The scores of a causal language model over rows of token ids (int64, each [T]), on the device where the model is.
 
     `dtype` is that of matrix products; None: of a float32 model what is fastest here, of any other its own. The model is in
-    evaluation mode afterwards. `SpecError` where it is not recognised, there are no rows, or what it says of them is not finite.
+    evaluation mode afterwards. `SpecError` where it is not recognised, there are no rows, or scores are not finite.
     """
     if not rows:
         raise SpecError("student.prune.calibration: there are no rows to measure importance on")

@@ -22,7 +22,7 @@ from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import SpecError
 from limbeck.paths import cache_folder, write_atomically
 from limbeck.plan.pretrained import student_config
-from limbeck.plan.prune_shapes import AmountOf, Caps, Found, Shape, base_pruning, find_shapes, probe_sizes
+from limbeck.plan.prune_shapes import AmountOf, Caps, Found, Shape, base_pruning, find_shapes, probe_sizes, shaped
 from limbeck.plan.prune_target import Costs, Target, Workload, costs_of
 from limbeck.plan.pruned import pruned_config
 from limbeck.progress import say
@@ -185,7 +185,7 @@ class _Bench:
 
     def measured(self, shape: Shape) -> Measured:
         """From the user cache, or now."""
-        pruning = parse(Pruning, {**self.values, **shape.sizes}, source="prune")
+        pruning = shaped(self.values, shape.sizes)
         path = cache_folder() / "surgery" / f"shape-{self._key(pruning)}.json"
         if path.is_file():
             return Measured(shape, **json.loads(path.read_text(encoding="utf-8")))
@@ -228,4 +228,4 @@ class _Bench:
 
 def best_pruning(searched: Searched, values: Mapping[str, Any]) -> Pruning:
     """What to ask of pruning for the best shape."""
-    return parse(Pruning, {**values, **searched.ranked[0].shape.sizes}, source="prune")
+    return shaped(values, searched.ranked[0].shape.sizes)
