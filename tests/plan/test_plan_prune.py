@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.errors import SpecError
-from limbeck.plan.prune_shapes import Caps, Shape, candidates, find_shapes, grid_step, model_sizes, taken
+from limbeck.plan.prune_shapes import Caps, Shape, candidates, find_shapes, grid_step, model_sizes, shaped, taken
 from limbeck.plan.prune_steps import in_steps
 from limbeck.plan.prune_target import Costs, Target, Workload, costs_of, parse_target
 from limbeck.plan.pruned import pruned_config
@@ -172,6 +172,18 @@ def test_what_cannot_be_met_is_refused():
         near(LLAMA, 0.5, {"hiden_size": 12})
 
 
+def test_how_layers_go_is_no_matter_to_shapes_that_keep_them_all():
+    """Beside a size that is set, and without one."""
+    how = {"contiguous": True, "hidden_scores": "raw_sum", "depth": {"kind": "loss"}}
+    for values in (how, {**how, "num_kv_heads": 2, "num_heads": 4}):
+        _, found = near(LLAMA, 0.7, values, top=50, tolerance=0.1)
+        assert {shape.kind for shape in found.shapes} >= {"width", "mixed"}
+        for shape in found.shapes:
+            pruning = shaped(values, shape.sizes)
+            assert pruning.contiguous == ("num_layers" in shape.sizes)
+            assert (pruning.hidden_scores == "raw_sum") == ("hidden_size" in shape.sizes)
+
+
 def test_layers_go_as_the_pattern_allows():
     """Of twelve layers, three sliding to one full, whole groups of four alone."""
     types = ["sliding_attention"] * 3 + ["full_attention"]
@@ -232,6 +244,37 @@ def test_every_step_can_be_taken_upon_the_one_before():
             current = pruned_config(current, step)
         whole = pruned_config(dict(config), parse(Pruning, {**values, "steps": 1}, source="test"))
         assert {key: current[key] for key in whole} == whole
+
+
+@pytest.mark.parametrize(
+    ("model_type", "values", "between"),
+    [
+        ("gemma3_text", {"hidden_size": 4096}, [4704, 4096]),  # sqrt(5376 * 4096) = 4693 = 146.6 * 32
+        ("llama", {"hidden_size": 3072}, [4064, 3072]),  # sqrt(5376 * 3072) = 4063.9
+        ("llama", {"hidden_size": 4608, "num_heads": 24}, [4984, 4608]),  # 28 heads, lcm(8, 28) = 56: 4977.3 = 88.9 * 56
+    ],
+)
+def test_widths_between_are_whole_heads(model_type, values, between):
+    """As transformers wants it of these two; a Llama stays a Llama."""
+    config = {**LLAMA, "model_type": model_type, "hidden_size": 5376, "num_attention_heads": 32, "num_key_value_heads": 1}
+    config |= {"head_dim": 128, "num_key_value_heads": 1}
+    steps = asked(config, **values, steps=2)
+    assert [step.hidden_size for step in steps] == between
+    assert [step.num_heads for step in steps] == ([28, 24] if "num_heads" in values else [None, None])
+    current = dict(config)
+    for step in steps:
+        current = pruned_config(current, step)
+        assert current["model_type"] == model_type
+        made = AutoConfig.for_model(**current)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(made)
+
+
+def test_a_step_that_cannot_be_is_refused_before_the_first():
+    """Of 7 heads 32 channels are no multiple, and no size between 40 and 32 is one."""
+    config = {**LLAMA, "model_type": "gemma3_text", "hidden_size": 56, "num_attention_heads": 7, "num_key_value_heads": 7}
+    with pytest.raises(SpecError, match="hidden_size=32 is not a multiple of the 7 query heads"):
+        asked(config, hidden_size=32, steps=3)
 
 
 def test_named_layers_go_in_the_first_step():

@@ -1,9 +1,13 @@
 """From a study to its cells: products of axes and seeds, names, and what makes no sense and is refused before anything runs."""
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.errors import SpecError
 from limbeck.spec.base import parse
@@ -101,6 +105,29 @@ def test_the_price_of_going_on_is_that_of_the_student_gone_on_from() -> None:
     first, second = predict(study, expand(study, output="out", overrides={})).price.arms
     assert (second.params, second.student_flops, second.tokens) == (first.params, first.student_flops, first.tokens)
     assert first.student_flops is not None and first.student_flops > 6 * first.params
+
+
+def test_who_goes_on_pruned_again_is_priced_with_both_prunings(teacher_folder: Path) -> None:
+    """Counted on modules of the sizes that are left: 24 channels, 40 neurons, one of four heads, one of two layers."""
+    first = {"kind": "huggingface", "model": str(teacher_folder), "prune": {"hidden_size": 24, "num_heads": 2}}
+    again = {"intermediate_size": 40, "num_kv_heads": 1, "num_layers": 1, "keep_first": 0, "keep_last": 0}
+    whole = json.loads((teacher_folder / "config.json").read_text())
+    assert (whole["num_attention_heads"], whole["num_key_value_heads"], whole["num_hidden_layers"]) == (4, 2, 2)
+    shapes = {"num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1, "head_dim": 8}
+    values = {**whole, "hidden_size": 24, "intermediate_size": 40, **shapes}
+    arms = {
+        "first": {"objective.kind": "ce", "student": first},
+        "second": {"student.arm": "first", "student.prune": again, "objective.kind": "ce"},
+        "own": {"objective.kind": "ce", "student.num_layers": 4},
+        "own-second": {"student.arm": "own", "student.prune": {"num_layers": 2}, "objective.kind": "ce"},
+        "own-two": {"objective.kind": "ce", "student.num_layers": 2, "seed": 1},
+    }
+    study = study_of(arms=arms)
+    priced = {arm.arm: arm for arm in predict(study, expand(study, output="out", overrides={})).price.arms}
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+    assert priced["second"].params == sum(parameter.numel() for parameter in made.parameters())
+    assert priced["own-second"].params == priced["own-two"].params < priced["own"].params
 
 
 def test_teachers_can_be_an_axis() -> None:

@@ -178,6 +178,17 @@ def test_what_is_zero_can_go(name):
         assert (without > 1e-3) if by_norms else (without < EXACT), axis
 
 
+def test_only_weights_are_rounded():
+    """The rates of positions, 10000^(-2 i / 8), stay in float32 as transformers loads them."""
+    model = model_of("llama", dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    new = cut(model, Kept((0, 1)))
+    assert {parameter.dtype for parameter in new.parameters()} == {torch.bfloat16}
+    expected = torch.tensor([1.0, 0.1, 0.01, 0.001])
+    torch.testing.assert_close(new.model.rotary_emb.inv_freq, expected, rtol=1e-6, atol=0)
+
+
 def test_the_fix_up_is_the_square_root_of_the_ratio_of_mean_squares():
     model, token_BT = model_of("olmo2"), tokens()
     kept = Kept(tuple(range(4)), hidden_D=torch.arange(0, 32, 2))

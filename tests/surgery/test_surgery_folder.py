@@ -1,6 +1,9 @@
 """Pruned folders: made once, found again, refused with one sentence, and never half-written."""
 
 import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import DataError, LimbeckError, SpecError
 from limbeck.paths import cache_folder
+from limbeck.plan.prune_shapes import base_pruning
+from limbeck.spec.base import parse
 from limbeck.spec.data import Data, FileTexts
 from limbeck.spec.prune import BlockInfluence, Calibration, Pruning
 from limbeck.spec.student import HuggingFaceStudent, UpcycledStudent
@@ -20,6 +25,8 @@ from limbeck.students import hf
 from limbeck.students.build import build_decoder
 from limbeck.students.pretrained import load_pretrained
 from limbeck.surgery import calibration as calibrating
+from limbeck.surgery import folder as folders
+from limbeck.surgery import importance
 from limbeck.surgery.anatomy import anatomy_of
 from limbeck.surgery.calibration import calibration_rows
 from limbeck.surgery.cut import cut
@@ -84,6 +91,87 @@ def test_a_second_call_finds_the_first(parent, data, monkeypatch):
     assert second != first and measured == [8]
     third = prune_folder(student(parent, intermediate_size=40, samples=9), data=data)
     assert third != second and measured == [8, 9]
+
+
+def changed(parent: Path, folder: Path, name: str, change) -> Path:
+    """A copy of the parent with one JSON file, or the chat template, changed."""
+    shutil.copytree(parent, folder)
+    path = folder / name
+    text = path.read_text()
+    path.write_text(change(text) if name.endswith("jinja") else json.dumps(change(json.loads(text))))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "anew"),
+    [
+        ("config.json", lambda config: config | {"rms_norm_eps": 1e-2}, True),
+        ("config.json", lambda config: config | {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}, True),
+        ("chat_template.jinja", lambda text: text.replace("<s>", "</s>"), True),
+        ("generation_config.json", lambda values: values | {"temperature": 0.5, "do_sample": True}, False),
+        ("config.json", lambda config: config | {"transformers_version": "1"}, None),
+    ],
+)
+def test_what_is_made_depends_on_all_that_the_parent_is(parent, data, tmp_path, monkeypatch, name, change, anew):
+    """`anew`: importance is measured once more; None: there is nothing new to make."""
+    line = {"messages": [{"role": "user", "content": "the state of the people"}, {"role": "assistant", "content": "war"}]}
+    (tmp_path / "chats.jsonl").write_text("\n".join([json.dumps(line)] * 20))
+    asked = {"hidden_size": 24, "chats": str(tmp_path / "chats.jsonl")}
+    first = prune_folder(student(parent, **asked), data=data)
+    measured = counted(monkeypatch)
+    second = prune_folder(student(changed(parent, tmp_path / "changed", name, change), **asked), data=data)
+    assert (second != first, bool(measured)) == (anew is not None, bool(anew))
+
+
+def test_another_precision_measures_anew(parent, data, monkeypatch):
+    first = prune_folder(student(parent, hidden_size=24), data=data)
+    measured = counted(monkeypatch)
+    other = {"bfloat16": torch.float32, "float32": torch.bfloat16}
+    with monkeypatch.context() as patched:
+        pick = importance.pick_dtype
+        patched.setattr(importance, "pick_dtype", lambda *named: other[str(pick(*named)).removeprefix("torch.")])
+        assert prune_folder(student(parent, hidden_size=24), data=data) != first
+    assert measured == [8]
+
+
+def test_two_that_prune_the_same_wait_for_one_another(parent, data, monkeypatch):
+    """The second begins while the first has all but written its folder: it reads nothing, and what a killed one left goes."""
+    spec, asleep, saved = student(parent, hidden_size=24), threading.Event(), threading.Event()
+    left = cache_folder() / "pruned" / f".{prune_folder(spec, data=data).name}.1-00.partial"
+    shutil.rmtree(cache_folder() / "pruned")
+    left.mkdir(parents=True)
+    loaded, say, load, save = [], folders.say, folders.load_causal_lm, folders._save
+
+    def saving(*arguments, **named):
+        asleep.set()
+        assert saved.wait(20)
+        save(*arguments, **named)
+
+    def saying(line):
+        say(line)
+        if "waiting" in line:
+            saved.set()
+
+    monkeypatch.setattr(folders, "_save", saving)
+    monkeypatch.setattr(folders, "say", saying)
+    monkeypatch.setattr(folders, "load_causal_lm", lambda spec: loaded.append(spec) or load(spec))
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(prune_folder, spec, data=data)
+        assert asleep.wait(20)
+        other = threads.submit(prune_folder, spec, data=data)
+        assert one.result() == other.result()
+    assert len(loaded) == 1 and [path.name for path in left.parent.iterdir()] == [one.result().name]
+
+
+def test_what_the_configuration_says_is_said_before_anything_is_read(parent, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrating, "prepare", lambda *_: pytest.fail("read the texts"))
+    asked = {"num_layers": 2, "keep_first": 0, "contiguous": True}
+    with pytest.raises(SpecError, match="only 2 may go"):
+        prune_folder(student(parent, num_layers=1), data=data)
+    kinds = {"model_type": "olmo3", "layer_types": ["sliding_attention", "full_attention"] * 2}
+    olmo3 = changed(parent, tmp_path / "olmo3", "config.json", lambda config: config | kinds)
+    with pytest.raises(SpecError, match="no 2 neighbouring layers may go together"):
+        prune_folder(student(olmo3, **asked, drop_types="sliding"), data=data)
 
 
 def test_the_folder_has_all_that_a_model_needs(parent, data):
@@ -159,6 +247,26 @@ def test_what_cannot_be_is_said_once_and_leaves_nothing(parent, data, monkeypatc
     with pytest.raises(SpecError, match=message):
         prune_folder(student(parent, **asked), data=data)
     assert not (cache_folder() / "pruned").exists() and measured == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "idle"),
+    [
+        ({"num_heads": 2, "contiguous": True, "keep_last": 0}, "contiguous, keep_last would do nothing: no layers are chosen"),
+        ({"layers": (0, 1), "depth": {"kind": "loss"}}, "depth would do nothing: no layers are chosen"),
+        ({"num_layers": 3, "hidden_scores": "raw_sum"}, "hidden_scores would do nothing: no channels are chosen"),
+    ],
+)
+def test_keys_that_would_do_nothing_are_refused(parent, data, asked, idle):
+    """Whether they come by a recipe or in a copy; one that was written out with its defaults is as it was."""
+    with pytest.raises(SpecError, match=idle):
+        parse(Pruning, asked, source="test")
+    spec = student(parent, num_heads=2)
+    copied = spec.model_copy(update={"prune": base_pruning({"num_heads": 2, "contiguous": True})})
+    with pytest.raises(SpecError, match="contiguous would do nothing"):
+        prune_folder(copied, data=data)
+    for whole in (spec.prune, Pruning(num_layers=3, contiguous=True), Pruning(hidden_size=8, hidden_scores="raw_sum")):
+        assert parse(Pruning, whole.model_dump(mode="json"), source="test") == whole
 
 
 def test_without_texts_there_is_nothing_to_measure_on(parent):
@@ -240,6 +348,8 @@ def test_rows_are_full_and_speak_of_many_documents(parent, tmp_path):
     read = [tokenizer.backend.decode(row) for row in chats]
     assert len(read) >= 9 and all(text.endswith("s</s>") for text in read[:9])
     assert len(rows) == 4 and torch.equal(torch.stack(rows[2:]), torch.stack(chats[:2]))
+    one_of_each = calibration_rows(mixed.model_copy(update={"samples": 1}), tokenizer)
+    assert len(one_of_each) == 2 and torch.equal(one_of_each[0], rows[0]) and torch.equal(one_of_each[1], chats[0])
     (tmp_path / "chats.jsonl").write_text('{"messages": "no"}')
     with pytest.raises(SpecError, match="line 1: not a chat"):
         calibration_rows(mixed, tokenizer)

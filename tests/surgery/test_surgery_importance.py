@@ -266,6 +266,13 @@ def test_the_best_stay_in_their_old_order():
     assert [each.tolist() for each in kept.heads] == [[4, 5]] * 4 and [each.tolist() for each in kept.groups] == [[1]] * 4
 
 
+def test_what_is_no_number_is_not_the_best():
+    model = model_of("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[3] = math.inf
+    with pytest.raises(SpecError, match="activations are no finite numbers"):
+        measure_importance(eager(model), list(ROWS))
+
+
 def test_nothing_to_read_is_one_error():
     with pytest.raises(SpecError, match="no rows to measure importance on"):
         measure_importance(model_of("llama"), [])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from prunable import eager, model_of, tokens
 from small_models import llama, written_rows
 from tiny_world import make_tokenizer
 
@@ -80,6 +81,23 @@ def test_steps_end_at_the_sizes_and_measure_anew(tmp_path, asked, monkeypatch):
     assert prune_folder(spec, data=None, to=made, device=torch.device("cpu")) == made and len(seen) == 2
 
 
+def test_steps_of_a_model_with_a_shared_expert(asked, tmp_path, monkeypatch):
+    """Its state holds a number alone, the share of the shared expert."""
+    model = eager(model_of("own", dtype=torch.float32))
+    make_tokenizer(tmp_path)
+    monkeypatch.setattr("limbeck.surgery.calibration.calibration_rows", lambda *_, **__: list(tokens()))
+    done = prune(
+        model,
+        parse(Pruning, {**asked, "hidden_size": 16, "steps": 2}, source="test"),
+        tokenizer=load_tokenizer(str(tmp_path)),
+        identity="none",
+        data=None,
+        device=torch.device("cpu"),
+    )
+    assert any(x.ndim == 0 for x in model.state_dict().values())
+    assert len(done.kept.hidden_D) == done.model.get_input_embeddings().weight.shape[1] == 16
+
+
 @pytest.mark.parametrize("depth", [{"kind": "influence"}, {"kind": "loss", "rows": 4}])
 def test_the_layer_that_does_nothing_goes_first(depth, asked, tmp_path, monkeypatch):
     """By influence, and by the loss on what the model itself writes; by a task in `test_surgery_bypass.py`."""
@@ -92,7 +110,7 @@ def test_the_layer_that_does_nothing_goes_first(depth, asked, tmp_path, monkeypa
         model,
         parse(Pruning, {**asked, "num_layers": 3, "depth": depth, "keep_first": 0, "keep_last": 0}, source="test"),
         tokenizer=load_tokenizer(str(tmp_path)),
-        weights=f"none {depth}",
+        identity=f"none {depth}",
         data=None,
         device=torch.device("cpu"),
     )

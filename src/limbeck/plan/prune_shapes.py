@@ -17,7 +17,7 @@ from limbeck.errors import SpecError
 from limbeck.plan.prune_target import Costs, Workload, costs_of
 from limbeck.plan.pruned import pruned_config, sizes_of
 from limbeck.spec.base import parse
-from limbeck.spec.prune import Pruning
+from limbeck.spec.prune import LAYER_CHOICE, Pruning
 
 Kind = Literal["width", "depth", "mixed"]
 KINDS: tuple[Kind, ...] = ("width", "depth", "mixed")
@@ -133,9 +133,19 @@ def parse_values(values: Mapping[str, Any]) -> Pruning | None:
 
 
 def base_pruning(values: Mapping[str, Any]) -> Pruning:
-    """All but the sizes that are searched; where no size is set, one stands for them."""
-    has_size = values.get("layers") is not None or any(values.get(name) is not None for name in SIZE_KEYS)
-    return parse(Pruning, {**values} if has_size else {**values, "num_layers": 1}, source="prune")
+    """All but the sizes that are searched, which are None. `SpecError` for what is wrong with the others."""
+    names = ("hidden_size",) if values.get("layers") is not None else ("hidden_size", "num_layers")
+    searched = [name for name in names if values.get(name) is None]
+    stood_for = parse(Pruning, {**values, **dict.fromkeys(searched, 1)}, source="prune")
+    return stood_for.model_copy(update=dict.fromkeys(searched))
+
+
+def shaped(values: Mapping[str, Any], sizes: Mapping[str, int]) -> Pruning:
+    """What is asked of pruning for a shape: how layers and channels are chosen is left out where the shape chooses none."""
+    found = {**values, **sizes}
+    idle = [*LAYER_CHOICE] if found.get("num_layers") is None else []
+    idle += ["hidden_scores"] if found.get("hidden_size") is None else []
+    return parse(Pruning, {key: value for key, value in found.items() if key not in idle}, source="prune")
 
 
 def probe_sizes(config: Mapping[str, Any]) -> list[Sizes]:
@@ -256,7 +266,7 @@ def _counted(
 ) -> Shape | None:
     """None where the model cannot be cut so."""
     try:
-        smaller = pruned_config(dict(config), parse(Pruning, {**values, **sizes}, source="prune"))
+        smaller = pruned_config(dict(config), shaped(values, sizes))
     except SpecError:
         return None
     costs = costs_of(smaller, workload)

@@ -26,6 +26,8 @@ TYPES = (*DENSE, "qwen3_moe", "gpt_oss", "limbeck")
 """That can be pruned."""
 _WITH_LAYER_TYPES = ("olmo3", "qwen3", "gemma3_text", "gpt_oss")
 """Whose layers differ by `layer_types`."""
+BY_HEADS = ("llama", "gemma3_text")
+"""Whose width is a multiple of their heads."""
 _EXPERT_COUNTS = ("num_experts", "num_local_experts")
 
 
@@ -233,7 +235,7 @@ def _resized_mlps(config: Config, sizes: Sizes, *, layers: Sequence[int]) -> dic
 def _of_a_class(config: dict[str, Any]) -> dict[str, Any]:
     """Llama and Gemma refuse a width that is no multiple of the heads."""
     hidden, heads, model_type = config["hidden_size"], config["num_attention_heads"], config["model_type"]
-    if model_type not in ("llama", "gemma3_text") or hidden % heads == 0:
+    if model_type not in BY_HEADS or hidden % heads == 0:
         return config
     if model_type == "gemma3_text" or config.get("attention_bias") or config.get("mlp_bias"):
         raise SpecError(

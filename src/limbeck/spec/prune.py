@@ -5,6 +5,7 @@ calibration set, scored once and kept, so that every other size of the same mode
 as they are in the model.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -54,6 +55,10 @@ class TaskScore(Spec):
 Depth = Annotated[BlockInfluence | LossRise | TaskScore, Field(discriminator="kind")]
 
 
+LAYER_CHOICE = ("depth", "contiguous", "keep_first", "keep_last", "drop_types")
+"""Keys of `Pruning` that say which layers go where `num_layers` says how many."""
+
+
 class Pruning(Spec):
     """The sizes that stay, and how it is chosen what they hold."""
 
@@ -99,6 +104,18 @@ class Pruning(Spec):
             if not self.layers or list(self.layers) != sorted(set(self.layers)):
                 raise ValueError("layers are the places of those that stay, each once and in order")
         return self
+
+    @model_validator(mode="after")
+    def _chooses_by_all(self) -> Self:
+        """A recipe that was written out names every key: only values that are not the defaults were asked for."""
+        if self.num_layers is None and (idle := self._asked_among(LAYER_CHOICE)):
+            raise ValueError(f"{', '.join(idle)} would do nothing: no layers are chosen; set num_layers, or remove them")
+        if self.hidden_size is None and (idle := self._asked_among(("hidden_scores",))):
+            raise ValueError(f"{idle[0]} would do nothing: no channels are chosen; set hidden_size, or remove it")
+        return self
+
+    def _asked_among(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
     @property
     def sizes(self) -> dict[str, int]:

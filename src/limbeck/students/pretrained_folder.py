@@ -5,7 +5,6 @@ with the tokenizer's files and a model card; config.json holds the spec under `l
 besides, for `peft.PeftModel` upon the first model.
 """
 
-import shutil
 from pathlib import Path
 
 from limbeck.errors import LimbeckError
@@ -25,11 +24,11 @@ def save_pretrained(
     spec: HuggingFaceStudent,
     folder: Path,
     tokenizer_folder: Path | None = None,
-    pruned: Path | None = None,
+    pruning: str | None = None,
 ) -> None:
     """Write `student` to `folder`, replacing what is there. Its adapter, where it has one, is merged first.
 
-    `pruned` is the folder of the pruned model that it began as, where it began so: its pruning.json goes along.
+    `pruning` is the text of the pruning.json of the pruned model that it began as, where it began so: it goes along.
     """
     student.settle()
     with published(folder) as partial:
@@ -40,8 +39,8 @@ def save_pretrained(
                 student.trained_adapter.save(partial / ADAPTER)
         if tokenizer_folder is not None:
             copy_tokenizer(tokenizer_folder, partial)
-        if pruned is not None:
-            shutil.copyfile(pruned / PRUNING, partial / PRUNING)
+        if pruning is not None:
+            (partial / PRUNING).write_text(pruning, encoding="utf-8")
         (partial / "README.md").write_text(_model_card(student, spec=spec, name=folder.name), encoding="utf-8")
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.plan.devices import find_device, sustained_flops_per_second
-from limbeck.plan.pretrained import student_vocab_size
+from limbeck.plan.pretrained import student_config, student_vocab_size
+from limbeck.plan.prune_shapes import SIZE_KEYS
+from limbeck.plan.pruned import own_student, pruned_config, target_sizes
 from limbeck.plan.study_price import ArmPrice, StudyPrice, price_study
 from limbeck.report.cells import Prediction
 from limbeck.spec.budget import Budget, Seconds
+from limbeck.spec.prune import Pruning
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.student import HuggingFaceStudent, LadderStudent, Student
 from limbeck.spec.study import Study
 from limbeck.study.controls import with_controls
 from limbeck.study.expand import Cells, recipes_of, start_cells, teacher_cells, waves
@@ -111,10 +114,29 @@ def _started(recipes: Mapping[str, Recipe]) -> dict[str, Recipe]:
     for name in (name for wave in waves(recipes) for name in wave if name in starts):
         student, start = found[name].student, found[starts[name]].student
         assert isinstance(student, HuggingFaceStudent)
+        if student.prune is not None:
+            start = _pruned_again(start, student.prune)
         if isinstance(start, HuggingFaceStudent):
             start = start.model_copy(update={"adapter": student.adapter})
         found[name] = found[name].model_copy(update={"student": start})
     return found
+
+
+def _pruned_again(start: Student, pruning: Pruning) -> Student:
+    """What is left of a cell's student, as one pruning of the model that it began as, or as a student of its family.
+
+    That of a ladder is priced whole: its width follows from its depth, so that no ladder is what is left.
+    """
+    if isinstance(start, LadderStudent):
+        return start
+    if not isinstance(start, HuggingFaceStudent):
+        config = {"model_type": "limbeck", "student": start.model_dump(mode="json")}
+        left = own_student(pruned_config(config, pruning))
+        assert left is not None
+        return left
+    after = target_sizes(student_config(start), pruning)
+    sizes = {name: getattr(after, name) for name in SIZE_KEYS}
+    return start.model_copy(update={"prune": Pruning(**sizes, keep_first=0, keep_last=0)})
 
 
 def _sized(recipe: Recipe) -> Recipe:

@@ -29,16 +29,17 @@ from limbeck.progress import say
 from limbeck.spec.data import Data
 from limbeck.spec.prune import Calibration
 from limbeck.surgery.identity import digest_of
-from limbeck.surgery.importance import measure_importance
+from limbeck.surgery.importance import measure_importance, products_dtype
 from limbeck.surgery.scores import Scores
 
-FORMAT = 1
+FORMAT = 2
 """Of scores: another one where they are measured otherwise."""
 _KEY = "student.prune.calibration"
 
 
 def calibration_rows(calibration: Calibration, tokenizer: Tokenizer, *, data: Data | None = None) -> list[Tensor]:
     """Rows of token ids, int64 [T] each. `data` gives the texts where the calibration names none: its training texts.
+    Of texts and of chats one row at least, where there are both.
 
     `SpecError` where there are neither texts nor chats, or fewer tokens than a row takes.
     """
@@ -47,17 +48,20 @@ def calibration_rows(calibration: Calibration, tokenizer: Tokenizer, *, data: Da
     chats: list[Tensor] = []
     if calibration.chats is not None:
         written = _chats(Path(calibration.chats), tokenizer)
-        most = samples if store is None else samples // 2
+        most = samples if store is None else max(1, samples // 2)
         chats = _rows(written, length, samples=most, source=f"chats={calibration.chats}", from_end=True)
     if store is None:
         return chats
     documents = (store.document(int(index)) for index in np.argsort(np.array(store.ids)))
-    return _rows(documents, length, samples=samples - len(chats), source="texts") + chats
+    return _rows(documents, length, samples=max(1, samples - len(chats)), source="texts") + chats
 
 
-def scores_of(model: Any, *, weights: str, tokenizer: Tokenizer, calibration: Calibration, data: Data | None = None) -> Scores:
-    """The model's scores from the user cache, or measured now. `weights` is the digest of its files."""
-    path = cache_folder() / "surgery" / f"scores-{scores_key(weights, tokenizer, calibration, data)}.safetensors"
+def scores_of(model: Any, *, identity: str, tokenizer: Tokenizer, calibration: Calibration, data: Data | None = None) -> Scores:
+    """The model's scores from the user cache, or measured now. `identity` tells it from others (`Parent.identity`)."""
+    head = model.get_output_embeddings().weight
+    dtype = products_dtype(head.device, held=head.dtype)
+    key = scores_key(identity, tokenizer, calibration, data, dtype=dtype)
+    path = cache_folder() / "surgery" / f"scores-{key}.safetensors"
     if path.is_file():
         try:
             scores = Scores.load(path)
@@ -65,22 +69,23 @@ def scores_of(model: Any, *, weights: str, tokenizer: Tokenizer, calibration: Ca
             return scores
         except (SafetensorError, KeyError):
             say(f"{path} is damaged: importance is measured again")
-    scores = measure_importance(model, calibration_rows(calibration, tokenizer, data=data))
+    scores = measure_importance(model, calibration_rows(calibration, tokenizer, data=data), dtype=dtype)
     path.parent.mkdir(parents=True, exist_ok=True)
     scores.save(path)
     return scores
 
 
-def scores_key(weights: str, tokenizer: Tokenizer, calibration: Calibration, data: Data | None) -> str:
-    """One name for what scores depend on."""
-    store = _texts(calibration, tokenizer, data)
+def scores_key(identity: str, tokenizer: Tokenizer, calibration: Calibration, data: Data | None, *, dtype: torch.dtype) -> str:
+    """One name for what scores depend on; `dtype` is that of matrix products."""
+    store, read = _texts(calibration, tokenizer, data), calibration.chats
     return digest_of(
         {
             "format": FORMAT,
-            "weights": weights,
+            "model": identity,
+            "dtype": str(dtype),
             "tokenizer": tokenizer.fingerprint,
             "texts": store.documents_digest if store is not None else None,
-            "chats": remembered_sha256(_chats_file(calibration.chats)) if calibration.chats is not None else None,
+            "chats": None if read is None else [remembered_sha256(_chats_file(read)), tokenizer.backend.chat_template],
             "samples": calibration.samples,
             "sequence_length": calibration.sequence_length,
         }

@@ -45,6 +45,9 @@ def cut(model: Any, kept: Kept, *, scores: Scores | None = None) -> Any:
     if scores is not None:
         _fix_norms(state, anatomy, kept, scores)
     _rescale_embedding(state, anatomy, new)
+    for name, buffer in new.named_buffers():
+        if name in state:
+            buffer.data = buffer.data.to(state[name].dtype)
     new.load_state_dict(state)
     new.generation_config = model.generation_config
     return new.eval()
@@ -69,7 +72,10 @@ def sizes_after(before: Sizes, kept: Kept) -> Sizes:
 
 
 def build(config: Mapping[str, Any], *, dtype: torch.dtype) -> Any:
-    """A model with that configuration, its weights not yet those that it is to have."""
+    """A model with that configuration, its weights in `dtype` and not yet those that it is to have.
+
+    Buffers stay as they are made: rounded to bfloat16, the rates of positions would be others.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     import limbeck.students.registered  # noqa: F401 (so that transformers knows our own class)
@@ -78,7 +84,10 @@ def build(config: Mapping[str, Any], *, dtype: torch.dtype) -> Any:
     refusal = "student.prune: transformers refuses the pruned sizes"
     with transformers_quiet(refusal, error=SpecError), torch.random.fork_rng(devices=[]):
         made = AutoConfig.for_model(config["model_type"], **values)
-        return AutoModelForCausalLM.from_config(made).to(dtype)
+        model = AutoModelForCausalLM.from_config(made)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return model
 
 
 def _renamed(name: str, anatomy: Anatomy, kept: Kept) -> tuple[str | None, int]:

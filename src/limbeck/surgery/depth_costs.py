@@ -21,7 +21,7 @@ from limbeck.surgery.identity import digest_of
 from limbeck.surgery.loss_rise import LossCost
 from limbeck.surgery.task_score import TaskCost, read_task
 
-FORMAT = 1
+FORMAT = 2
 """Of costs: another one where they are measured otherwise."""
 TASK_KEY = "student.prune.depth.file"
 
@@ -37,11 +37,11 @@ class DepthCosts:
 
 
 def layers_by_cost(
-    anatomy: Anatomy, pruning: Pruning, *, rows: Sequence[Tensor], tokenizer: Tokenizer, weights: str
+    anatomy: Anatomy, pruning: Pruning, *, rows: Sequence[Tensor], tokenizer: Tokenizer, identity: str
 ) -> tuple[tuple[int, ...], DepthCosts]:
     """The places of the layers that stay, ascending, and what the candidates cost. `rows` are those of the calibration.
 
-    `weights` is the digest of the model's. `SpecError` where fewer may go than are asked to, `DataError` for a file without
+    `identity` tells the model from others. `SpecError` where fewer may go than are asked to, `DataError` for a file without
     questions.
     """
     found = choice(anatomy.layer_types, pruning)
@@ -58,7 +58,8 @@ def layers_by_cost(
             seen = f"{tokenizer.fingerprint} {problems!r}"
         case other:
             raise AssertionError(f"{other.kind} is no cost")
-    key = digest_of({"format": FORMAT, "weights": weights, "kind": pruning.depth.kind, "read": seen})
+    model = [identity, str(anatomy.head.dtype)]
+    key = digest_of({"format": FORMAT, "model": model, "kind": pruning.depth.kind, "read": seen})
     remembered = cache_folder() / "surgery" / f"depth-{key}.json"
     best: Cheapest = cheapest(found, cost, contiguous=pruning.contiguous, title=title, remembered=remembered)
     return best.stay, DepthCosts(cost.measures, tuple(best.costs.items()))

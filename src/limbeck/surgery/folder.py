@@ -5,20 +5,25 @@ Beside config.json and safetensors (float32) lie the tokenizer's files, the pare
 depends on, where a second call finds it. It appears whole or not at all.
 """
 
+import fcntl
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from limbeck.compute import pick_device
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from limbeck.errors import DataError, LimbeckError, SpecError
 from limbeck.gguf_folder import remembered_sha256
 from limbeck.paths import cache_folder
-from limbeck.plan.pruned import target_sizes
-from limbeck.plan.pruned_layers import choice
+from limbeck.plan.prune_steps import in_steps
+from limbeck.plan.pruned import sizes_of, target_sizes
 from limbeck.progress import say
+from limbeck.spec.base import parse
 from limbeck.spec.data import Data
 from limbeck.spec.prune import Pruning
 from limbeck.spec.student import HuggingFaceStudent
@@ -30,12 +35,13 @@ from limbeck.surgery.anatomy import anatomy_of
 from limbeck.surgery.calibration import scores_key
 from limbeck.surgery.depth_costs import TASK_KEY
 from limbeck.surgery.identity import Parent, digest_of, parent_of
+from limbeck.surgery.importance import products_dtype
 from limbeck.surgery.keep import prunes_width
 from limbeck.surgery.prune import Pruned, needs_scores, prune, task_of
 from limbeck.surgery.record import model_card, record
 from limbeck.surgery.task_score import read_task
 
-FORMAT = 1
+FORMAT = 2
 """Of folders: another one where the same asking gives another model."""
 
 
@@ -56,20 +62,46 @@ def prune_folder(
     already; None: the user cache. Importance is measured on `device` (None: the fastest). `SpecError` for what cannot be.
     """
     assert spec.prune is not None, "there is something to prune"
-    pruning, parent = spec.prune, parent_of(spec)
+    pruning, parent, device = spec.prune, parent_of(spec), device or pick_device("auto")
+    _check(parent.config, pruning)
     tokenizer = _tokenizer(parent, required=needs_scores(pruning) or task_of(pruning) is not None)
-    key = _key(parent, pruning, tokenizer, data)
+    key = _key(parent, pruning, tokenizer, data, device=device)
     folder = to or cache_folder() / "pruned" / key
-    if (made := read_record(folder)) is not None and made["key"] == key:
+    if _is_made(folder, key):
         return folder
-    if folder.exists():
-        raise SpecError(f"{folder} exists and holds something else: name another folder")
-    model = load_causal_lm(spec)
-    _check(model, pruning)
-    pruned = prune(model, pruning, tokenizer=tokenizer, weights=parent.weights, data=data, device=device)
-    _save(pruned, spec, parent, key=key, tokenizer=tokenizer, folder=folder)
+    with nullcontext() if to else _alone(folder):
+        if _is_made(folder, key):
+            return folder
+        model = load_causal_lm(spec)
+        anatomy_of(model)  # refuses what is not recognised before anything is measured
+        pruned = prune(model, pruning, tokenizer=tokenizer, identity=parent.identity, data=data, device=device)
+        _save(pruned, spec, parent, key=key, tokenizer=tokenizer, folder=folder)
     say(f"pruned {spec.model}: {folder}")
     return folder
+
+
+def _is_made(folder: Path, key: str) -> bool:
+    if (made := read_record(folder)) is not None and made["key"] == key:
+        return True
+    if folder.exists():
+        raise SpecError(f"{folder} exists and holds something else: name another folder")
+    return False
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process makes this folder of the cache; what one that was killed has left of it is gone."""
+    lock = cache_folder() / "surgery" / f"{folder.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process makes {folder}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        for left in folder.parent.glob(f".{folder.name}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -85,33 +117,38 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return dict(found)
 
 
-def _check(model: Any, pruning: Pruning) -> None:
-    """What can be said before anything is measured."""
-    anatomy = anatomy_of(model)
-    after = target_sizes(model.config.to_dict(), pruning)
-    if pruning.layers is None and pruning.num_layers is not None:
-        choice(anatomy.layer_types, pruning)
-    if not prunes_width(anatomy.sizes, after) and after.num_layers == anatomy.sizes.num_layers:
+def _check(config: Mapping[str, Any], pruning: Pruning) -> None:
+    """What the configuration says can be, before anything is read or loaded."""
+    parse(Pruning, pruning.model_dump(mode="json"), source="student.prune")  # a copy may have been changed since
+    in_steps(config, pruning)
+    before, after = sizes_of(config), target_sizes(config, pruning)
+    if not prunes_width(before, after) and after.num_layers == before.num_layers:
         raise SpecError("student.prune asks for the sizes that the model has: ask for smaller ones, or remove prune")
 
 
-def _key(parent: Parent, pruning: Pruning, tokenizer: Tokenizer | None, data: Data | None) -> str:
+def _key(parent: Parent, pruning: Pruning, tokenizer: Tokenizer | None, data: Data | None, *, device: torch.device) -> str:
     measured, task = None, task_of(pruning)
     if task is not None:
         read_task(task.file, limit=1, key=TASK_KEY)
     if needs_scores(pruning):
         assert tokenizer is not None
-        measured = scores_key(parent.weights, tokenizer, pruning.calibration, data)
+        measured = scores_key(parent.identity, tokenizer, pruning.calibration, data, dtype=products_dtype(device))
     return digest_of(
         {
             "format": FORMAT,
-            "weights": parent.weights,
-            "config": parent.config,
+            "model": parent.identity,
+            "carried": _carried(Path(parent.source.model)),
             "pruning": pruning.model_dump(mode="json", exclude={"calibration"}),
             "scores": measured,
             "task": remembered_sha256(Path(task.file)) if task is not None else None,
         }
     )
+
+
+def _carried(parent: Path) -> dict[str, str]:
+    """Digests of the other files that a folder's pruned model takes along; of a hub model the commit tells them."""
+    files = [parent / name for name in (*TOKENIZER_FILES, "generation_config.json")]
+    return {path.name: remembered_sha256(path) for path in files if path.is_file()}
 
 
 def _tokenizer(parent: Parent, *, required: bool) -> Tokenizer | None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.errors import SpecError
-from limbeck.model_config import config_path
 from limbeck.spec.student import HuggingFaceStudent
+from limbeck.students.causal_lm import transformers_quiet
 from limbeck.students.pretrained import Source, source_of, vocabulary
 from limbeck.teachers.files import TeacherFiles, weights_digest
+
+_VOLATILE = ("transformers_version", "_name_or_path", "limbeck_student", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True)
@@ -20,19 +22,33 @@ class Parent:
     source: Source
     weights: str
     """The digest of its weights' files, or its commit."""
-    config: str
-    """The digest of its config.json."""
+    config: Mapping[str, Any]
+    """As transformers reads it, defaults included."""
     vocab_size: int
+
+    @property
+    def identity(self) -> str:
+        """What tells the model from others: weights, and what is computed with them."""
+        return digest_of({"weights": self.weights, "config": config_digest(self.config)})
 
 
 def parent_of(spec: HuggingFaceStudent) -> Parent:
     """Where a model lies and what tells it from others. A hub model's configuration is downloaded where it is not here."""
+    from transformers import AutoConfig
+
     vocab_size, source = vocabulary(spec), source_of(spec)
     weights = weights_digest(TeacherFiles(spec.model, source.model, source.revision))
-    path = config_path(source.model, revision=source.revision)
-    if weights is None or path is None:
+    if weights is None:
         raise SpecError(f"student.model={spec.model} has no weights that could be pruned (*.safetensors)")
-    return Parent(source, weights, hashlib.sha256(path.read_bytes()).hexdigest()[:16], vocab_size)
+    with transformers_quiet(f"student.model={spec.model} cannot be read", error=SpecError):
+        config = AutoConfig.from_pretrained(source.model, **source.arguments).to_dict()
+    return Parent(source, weights, config, vocab_size)
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Of what a configuration says of the model, and not of how it came here."""
+    told = {key: value for key, value in config.items() if key not in _VOLATILE}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode("utf-8")).hexdigest()[:16]
 
 
 def digest_of(values: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ Rows are full, so nothing is padding. Sums are float32 at least. Shapes: B rows,
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import groupby
 from typing import Any
 
@@ -39,14 +40,13 @@ def measure_importance(model: Any, rows: Sequence[Tensor], *, dtype: torch.dtype
     """The scores of a causal language model over rows of token ids (int64, each [T]), on the device where the model is.
 
     `dtype` is that of matrix products; None: of a float32 model what is fastest here, of any other its own. The model is in
-    evaluation mode afterwards. `SpecError` where it is not recognised, or there are no rows.
+    evaluation mode afterwards. `SpecError` where it is not recognised, there are no rows, or scores are not finite.
     """
     if not rows:
         raise SpecError("student.prune.calibration: there are no rows to measure importance on")
     anatomy = anatomy_of(model.eval())
     device = anatomy.head.device
-    if dtype is None:
-        dtype = pick_dtype("auto", device) if anatomy.head.dtype == torch.float32 else torch.float32
+    dtype = dtype or products_dtype(device, held=anatomy.head.dtype)
     recorder = _Recorder(anatomy)
     with recorder.attached(), progress("importance", total=sum(len(row) for row in rows)) as advance:
         for token_BT in _batches(rows):
@@ -54,7 +54,14 @@ def measure_importance(model: Any, rows: Sequence[Tensor], *, dtype: torch.dtype
             with autocast(dtype, device):
                 model.base_model(input_ids=token_BT.to(device), use_cache=False)
             advance(token_BT.numel(), note=f"of {sum(len(row) for row in rows):,} tokens")
-    return recorder.scores(tokens=sum(len(row) for row in rows))
+    scores = recorder.scores(tokens=sum(len(row) for row in rows))
+    _require_finite(scores)
+    return scores
+
+
+def products_dtype(device: torch.device, *, held: torch.dtype = torch.float32) -> torch.dtype:
+    """That importance is measured in where nothing else is said, of a model that is held in `held`; float32: its own."""
+    return pick_dtype("auto", device) if held == torch.float32 else torch.float32
 
 
 def _batches(rows: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -169,6 +176,18 @@ class _Recorder:
             influence_L=torch.stack([1 - sums[f"cosine.{layer}"] / tokens for layer in layers]),
             mean_squares={name: sums[f"mean_squares.{name}"] / tokens for name in self.anatomy.norms},
         )
+
+
+def _require_finite(scores: Scores) -> None:
+    """What is no number would be sorted before the best."""
+    for name in (each.name for each in fields(scores) if each.name not in ("tokens", "mean_squares")):
+        found = getattr(scores, name)
+        for x in [found] if isinstance(found, Tensor) else found:
+            if not x.isfinite().all():
+                raise SpecError(
+                    f"student.prune.calibration: the model's activations are no finite numbers (scores of {name}): check its "
+                    "weights, or name other texts"
+                )
 
 
 def _on_input(module: nn.Module, see: Any) -> Any:

@@ -19,6 +19,7 @@ from limbeck.surgery.compose import composed
 from limbeck.surgery.cut import cut
 from limbeck.surgery.depth import choose_layers
 from limbeck.surgery.depth_costs import DepthCosts, layers_by_cost
+from limbeck.surgery.identity import config_digest
 from limbeck.surgery.keep import Kept, choose
 from limbeck.surgery.scores import Scores
 
@@ -49,11 +50,11 @@ def task_of(pruning: Pruning) -> TaskScore | None:
 
 
 def prune(
-    model: Any, pruning: Pruning, *, tokenizer: Tokenizer | None, weights: str, data: Data | None, device: torch.device | None
+    model: Any, pruning: Pruning, *, tokenizer: Tokenizer | None, identity: str, data: Data | None, device: torch.device | None
 ) -> Pruned:
     """The model pruned, each step measured (or remembered), chosen, cut. The model itself is left as it is.
 
-    `weights` is the digest of its files.
+    `identity` tells it from others (`Parent.identity`).
     """
     steps = in_steps(model.config.to_dict(), pruning)
     done: Pruned | None = None
@@ -61,42 +62,42 @@ def prune(
         before = model if done is None else done.model
         if len(steps) > 1:
             say(f"step {number} of {len(steps)}: {', '.join(f'{name}={size}' for name, size in step.sizes.items())}")
-            weights = weights if done is None else _digest(before)
-        now = _in_one_step(before, step, tokenizer=tokenizer, weights=weights, data=data, device=device)
+            identity = identity if done is None else _digest(before)
+        now = _in_one_step(before, step, tokenizer=tokenizer, identity=identity, data=data, device=device)
         done = now if done is None else replace(done, model=now.model, kept=composed(done.kept, now.kept))
     assert done is not None, "there is a step at least"
     return done
 
 
 def _in_one_step(
-    model: Any, pruning: Pruning, *, tokenizer: Tokenizer | None, weights: str, data: Data | None, device: torch.device | None
+    model: Any, pruning: Pruning, *, tokenizer: Tokenizer | None, identity: str, data: Data | None, device: torch.device | None
 ) -> Pruned:
     scores = None
     if needs_scores(pruning) or task_of(pruning):
         model.to(device or pick_device("auto"))
     if needs_scores(pruning):
         assert tokenizer is not None
-        scores = scores_of(model, weights=weights, tokenizer=tokenizer, calibration=pruning.calibration, data=data)
+        scores = scores_of(model, identity=identity, tokenizer=tokenizer, calibration=pruning.calibration, data=data)
     anatomy = anatomy_of(model)
-    layers, depth = _layers(anatomy, scores, pruning, tokenizer=tokenizer, weights=weights, data=data)
+    layers, depth = _layers(anatomy, scores, pruning, tokenizer=tokenizer, identity=identity, data=data)
     kept = choose(anatomy, scores, pruning, layers=layers)
     return Pruned(cut(model, kept, scores=scores if pruning.fix_norms else None), anatomy, kept, scores, depth)
 
 
 def _layers(
-    anatomy: Anatomy, scores: Scores | None, pruning: Pruning, *, tokenizer: Tokenizer | None, weights: str, data: Data | None
+    anatomy: Anatomy, scores: Scores | None, pruning: Pruning, *, tokenizer: Tokenizer | None, identity: str, data: Data | None
 ) -> tuple[tuple[int, ...], DepthCosts | None]:
     """Which stay, and what they cost where they are chosen by that."""
     if pruning.num_layers is None or isinstance(pruning.depth, BlockInfluence):
         return choose_layers(anatomy, scores, pruning), None
     assert tokenizer is not None
     rows = calibration_rows(pruning.calibration, tokenizer, data=data) if isinstance(pruning.depth, LossRise) else []
-    return layers_by_cost(anatomy, pruning, rows=rows, tokenizer=tokenizer, weights=weights)
+    return layers_by_cost(anatomy, pruning, rows=rows, tokenizer=tokenizer, identity=identity)
 
 
 def _digest(model: Any) -> str:
-    """Of the weights of a model that lies in no file."""
-    found = hashlib.sha256()
+    """Of a model that lies in no file."""
+    found = hashlib.sha256(config_digest(model.config.to_dict()).encode())
     for name, x in model.state_dict().items():
         found.update(f"{name} {x.dtype} {tuple(x.shape)} ".encode())
         found.update(_bytes(x))
@@ -104,4 +105,4 @@ def _digest(model: Any) -> str:
 
 
 def _bytes(x: Tensor) -> bytes:
-    return x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()  # a number alone has no bytes to view

@@ -22,7 +22,7 @@ from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import SpecError
 from limbeck.paths import cache_folder, write_atomically
 from limbeck.plan.pretrained import student_config
-from limbeck.plan.prune_shapes import AmountOf, Caps, Found, Shape, base_pruning, find_shapes, probe_sizes
+from limbeck.plan.prune_shapes import AmountOf, Caps, Found, Shape, base_pruning, find_shapes, probe_sizes, shaped
 from limbeck.plan.prune_target import Costs, Target, Workload, costs_of
 from limbeck.plan.pruned import pruned_config
 from limbeck.progress import say
@@ -36,9 +36,10 @@ from limbeck.surgery.bypass import ModelReader, mean_nats
 from limbeck.surgery.calibration import calibration_rows
 from limbeck.surgery.decode_time import decode_ms, fitted_decode_ms
 from limbeck.surgery.identity import digest_of, parent_of
+from limbeck.surgery.importance import products_dtype
 from limbeck.surgery.prune import prune
 
-FORMAT = 1
+FORMAT = 2
 """Of what is known of shapes: another one where it is measured otherwise."""
 _REMEMBERED = ("parameters", "loss_pruned", "loss_healed", "decode_ms")
 MEASURED_ROWS = 32
@@ -123,7 +124,7 @@ def search(
     model = load_causal_lm(spec).to(device).requires_grad_(False)
     if asked.heal_steps:
         healing.with_head(model)  # refuses what cannot be healed before anything is measured
-    bench = _Bench(model, tokenizer, parent.weights, heldout, read, values, asked, data, device)
+    bench = _Bench(model, tokenizer, parent.identity, heldout, read, values, asked, data, device)
     measured = [bench.measured(shape) for shape in found.shapes]
     ranked = sorted(measured, key=lambda each: (not _near(each, wanted, asked), each.loss))
     tokens = sum(len(row) - 1 for row in heldout)
@@ -174,7 +175,7 @@ class _Bench:
 
     model: Any
     tokenizer: Tokenizer
-    weights: str
+    identity: str
     heldout: Sequence[Tensor]
     read: Sequence[Tensor]
     values: Mapping[str, Any]
@@ -184,7 +185,7 @@ class _Bench:
 
     def measured(self, shape: Shape) -> Measured:
         """From the user cache, or now."""
-        pruning = parse(Pruning, {**self.values, **shape.sizes}, source="prune")
+        pruning = shaped(self.values, shape.sizes)
         path = cache_folder() / "surgery" / f"shape-{self._key(pruning)}.json"
         if path.is_file():
             return Measured(shape, **json.loads(path.read_text(encoding="utf-8")))
@@ -195,7 +196,7 @@ class _Bench:
 
     def _measure(self, shape: Shape, pruning: Pruning) -> Measured:
         name = ", ".join(f"{key}={size}" for key, size in shape.sizes.items())
-        done = prune(self.model, pruning, tokenizer=self.tokenizer, weights=self.weights, data=self.data, device=self.device)
+        done = prune(self.model, pruning, tokenizer=self.tokenizer, identity=self.identity, data=self.data, device=self.device)
         model = done.model.to(self.device).requires_grad_(False)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         loss_pruned, loss_healed = mean_nats(ModelReader(model), self.heldout), None
@@ -215,7 +216,8 @@ class _Bench:
         return digest_of(
             {
                 "format": FORMAT,
-                "weights": self.weights,
+                "model": self.identity,
+                "dtype": str(products_dtype(self.device)),
                 "pruning": pruning.model_dump(mode="json"),
                 "rows": rows,
                 "heal": [steps, healing.PEAK_LR, healing.BATCH_TOKENS.get(self.device.type)] if steps else None,
@@ -226,4 +228,4 @@ class _Bench:
 
 def best_pruning(searched: Searched, values: Mapping[str, Any]) -> Pruning:
     """What to ask of pruning for the best shape."""
-    return parse(Pruning, {**values, **searched.ranked[0].shape.sizes}, source="prune")
+    return shaped(values, searched.ranked[0].shape.sizes)

@@ -96,7 +96,8 @@ def _save(setup: Setup, student: StudentModel, folder: Path, *, tokenizer_folder
     spec, tokenizer = setup.recipe.student, setup.texts.tokenizer
     if isinstance(spec, HuggingFaceStudent):
         assert isinstance(student, PretrainedStudent)
-        save_pretrained(student, spec=spec, folder=folder, tokenizer_folder=tokenizer_folder, pruned=setup.pruned)
+        pruning = None if setup.pruned is None else setup.pruned.text
+        save_pretrained(student, spec=spec, folder=folder, tokenizer_folder=tokenizer_folder, pruning=pruning)
         return
     assert isinstance(student, Decoder)
     hf.save(

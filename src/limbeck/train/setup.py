@@ -4,6 +4,7 @@ Whatever can be wrong is found here: a store of another tokenizer or other docum
 that differ, a teacher that cannot be had.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 from limbeck.students.model import Reading, StudentModel
 from limbeck.students.pretrained import PretrainedStudent, Source, source_of, vocabulary
+from limbeck.students.pretrained_folder import PRUNING
 from limbeck.students.start import Start, find_start, yarns
 from limbeck.surgery.folder import pruned_student
 from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
@@ -68,6 +70,15 @@ class StartRecord:
 
 
 @dataclass(frozen=True)
+class PrunedRecord:
+    """The `pruning.json` of what a student begins as, read at the start: a cache may be emptied while it trains."""
+
+    text: str
+    key: str | None
+    """Of the pruned folder; None where the pruning is an earlier one's, whose student this one goes on from."""
+
+
+@dataclass(frozen=True)
 class Setup:
     """Everything a run needs."""
 
@@ -84,8 +95,8 @@ class Setup:
     reference: Reference | None
     start: StartRecord | None
     """None where the student begins at random."""
-    pruned: Path | None
-    """The folder of the pruned model that the student begins as."""
+    pruned: PrunedRecord | None
+    """None where the student begins as a whole model."""
     student_costs: StudentCosts
     step_costs: Costs
     """Of one optimizer step that reads texts alone: tokens and student FLOPs."""
@@ -238,7 +249,7 @@ def _opened(
         dtype=dtype,
         reference=reference,
         start=_start_record(recipe, start),
-        pruned=None if pruned is None else Path(pruned.model),
+        pruned=_pruned_record(recipe, pruned),
         student_costs=costs,
         step_costs=costs.of_step(recipe),
         teacher_flops_per_scored_token=teacher_flops_per_scored_token(recipe, texts.train, texts.files),
@@ -273,6 +284,16 @@ def _pruned(recipe: Recipe, processes: Processes, *, device: torch.device) -> Hu
     if processes.is_first:
         wait_for_all(processes)
     return done
+
+
+def _pruned_record(recipe: Recipe, pruned: HuggingFaceStudent | None) -> PrunedRecord | None:
+    if pruned is not None:
+        text = (Path(pruned.model) / PRUNING).read_text(encoding="utf-8")
+        return PrunedRecord(text, json.loads(text)["key"])
+    if not isinstance(recipe.student, HuggingFaceStudent):
+        return None
+    earlier = Path(source_of(recipe.student).model) / PRUNING
+    return PrunedRecord(earlier.read_text(encoding="utf-8"), None) if earlier.is_file() else None
 
 
 def _student(recipe: Recipe, start: Start | None) -> StudentModel:

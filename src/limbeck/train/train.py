@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from limbeck.errors import SpecError
 from limbeck.progress import say
@@ -49,7 +50,9 @@ def _train(setup: Setup, path: Path) -> None:
     writer = RunWriter(path, recipe=setup.recipe, device=str(setup.device)) if setup.processes.is_first else None
     if writer is not None:
         say(f"{recipe.name}: {checked.line()}")
-        began = {} if setup.start is None else {"start": asdict(setup.start)}
+        began: dict[str, Any] = {} if setup.start is None else {"start": asdict(setup.start)}
+        if setup.pruned is not None:
+            began["pruned"] = setup.pruned.key
         writer.preflight(**asdict(checked), **began)
     with _told(writer, setup.recipe):
         costs = run(setup, path=path, writer=writer)
@@ -79,8 +82,14 @@ def _told(writer: RunWriter | None, recipe: Recipe) -> Iterator[None]:
 
 
 def require_same_start(path: Path, setup: Setup) -> None:
-    """`SpecError` where the run at `path` began with other weights than are now where its recipe says."""
-    began = read_preflight(path).get("start")
+    """`SpecError` where the run at `path` began with other weights than its recipe gives now."""
+    found = read_preflight(path)
+    began, pruned = found.get("start"), found.get("pruned")
+    if pruned is not None and setup.pruned is not None and pruned != setup.pruned.key:
+        raise SpecError(
+            f"student.prune gives another model than {path} began as: put the old weights and calibration texts back (the "
+            "device and its precision count too), or train under another name"
+        )
     if began is not None and setup.start is not None and began["digest"] != setup.start.digest:
         raise SpecError(
             f"initial_weights={setup.start.weights} has changed since {path} began with it: put the old weights back, or train "
