@@ -10,15 +10,17 @@ import pytest
 import torch
 from on_policy_world import SECONDS, make_student, on_policy, recipe_of
 from test_train_resume import Killed, at_step, kill, only_checkpoint_after, require_same
+from tiny_students import dense, moe
 
-from limbeck.errors import SpecError
+from limbeck.errors import LimbeckError, SpecError
 from limbeck.evals.repetition import seq_rep
 from limbeck.runs import open_run
-from limbeck.spec.on_policy import Sources
+from limbeck.spec.on_policy import Sources, shares
 from limbeck.train import guards
+from limbeck.train import on_policy as on_policy_module
 from limbeck.train.guards import RolloutsError
 from limbeck.train.loop import run
-from limbeck.train.on_policy import OnPolicySteps, shares
+from limbeck.train.on_policy import OnPolicySteps
 from limbeck.train.parallel import Processes
 from limbeck.train.rollouts import Continuation, Rollout
 from limbeck.train.setup import open_setup
@@ -272,7 +274,7 @@ def test_rollouts_that_never_stop_end_the_run(
     """Cut off in every step: the run ends after so many in a row, and what it had learnt until its checkpoint is kept."""
     monkeypatch.setattr(guards, "PATIENCE", 4)
     short = {"max_new_tokens": 2, "stop_share": 0.5}
-    asked = on_policy(values, student_folder, on_policy=short, checkpoint={"seconds": 1e-9})
+    asked = on_policy(values, student_folder, on_policy=short)  # whose first checkpoint is far away
     with pytest.raises(RolloutsError, match=r"stop_share=0\.5 of the rollouts of 4 steps in a row .*the checkpoint is kept"):
         train(recipe_of(asked))
     path = Path(recipe_of(asked).run_path)
@@ -289,11 +291,92 @@ def test_a_good_step_between_bad_ones_lets_a_run_go_on(
     stopped = _rollout(tokens=(5, 6, 1), stopped=True)
     looping = _rollout(tokens=(*(7, 8) * 20, 1), stopped=True)
     for _ in range(3):
-        watch([stopped, looping], None)  # half of them are bad, which is not more than half
+        watch([stopped, looping], None, counted=1)  # half of them are bad, which is not more than half
     for each in (looping, looping, stopped, looping, looping):
-        watch([each], None)
+        watch([each], None, counted=1)
     with pytest.raises(RolloutsError):
-        watch([looping], None)
+        watch([looping], None, counted=1)
+
+
+def test_a_run_in_which_nothing_counts_ends(
+    values: dict[str, Any], student_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is cut off and masked: a budget in tokens would never be spent. No share of bad rollouts is asked about."""
+    monkeypatch.setattr(guards, "PATIENCE", 3)
+    masked = {"max_new_tokens": 2, "mask_truncated": True}
+    asked = on_policy(values, student_folder, on_policy=masked, budget={"kind": "steps", "amount": 5})
+    with pytest.raises(RolloutsError, match=r"in 3 steps in a row every rollout was cut off.*the checkpoint is kept"):
+        train(recipe_of(asked))
+    path = Path(recipe_of(asked).run_path)
+    assert [record["tokens"] for record in train_records(path)] == [0, 0]
+    assert torch.load(path / "checkpoint.pt", weights_only=True)["costs"]["step"] == 2
+    watch = guards.Watch(open_setup(recipe_of(asked)))
+    for counted in (0, 0, 7, 0, 0):
+        watch([], None, counted=counted)
+    with pytest.raises(RolloutsError):
+        watch([], None, counted=0)
+
+
+def test_rollouts_that_are_not_there_any_more_are_one_line(
+    values: dict[str, Any], student_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one process wrote them, as two did, and gone; after two steps on the same ones, and one of the next two."""
+    monkeypatch.setattr(on_policy_module, "any_says", lambda asked, *_: asked)  # there is no second process here
+    recipes = {
+        name: recipe_of(on_policy(values, student_folder, on_policy={"steps_per_rollout": 2, **more}, name=name))
+        for name, more in (("plain", {}), ("replay", {"replay": {"capacity": 20, "share": 0.5}}))
+    }
+    setups = {name: open_setup(recipe) for name, recipe in recipes.items()}
+    wrong = set()
+    for name, setup in setups.items():
+        path = Path(setup.recipe.run_path)
+        begun = OnPolicySteps(setup, path).steps(0)
+        for _ in range(3):
+            next(begun)
+        lines = (path / "rollouts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        found = {"one": [lines, None], "two": [lines[::2], lines[1::2]], "gone": [None, None]}
+        cases = [("one", 0, 1), ("two", 0, 1), ("gone", 0, 1), ("one", 1, 2), ("two", 0, 2), ("two", 1, 2)]
+        for left, rank, processes in cases:
+            for first in (2, 3):
+                for file, kept in zip(("rollouts.jsonl", "rollouts-1.jsonl"), found[left], strict=True):
+                    (path / file).unlink(missing_ok=True)
+                    if kept is not None:
+                        (path / file).write_text("".join(kept), encoding="utf-8")
+                steps = OnPolicySteps(replace(setup, processes=Processes(rank, processes)), path)
+                try:
+                    steps._return_to(first)
+                except LimbeckError as error:
+                    wrong.add((name, left, processes, first, "resume with as many processes as before" in str(error)))
+    others = {("two", 1), ("gone", 1), ("one", 2)}
+    after = [("plain", 3), ("replay", 2), ("replay", 3)]  # what is not replayed is not learned from again
+    assert wrong == {(name, *each, first, True) for name, first in after for each in others}
+
+
+def test_processes_that_are_no_more_leave_what_counts(values: dict[str, Any], student_folder: Path) -> None:
+    """Of a run of two processes that goes on with one, from the step of its checkpoint."""
+    setup = open_setup(recipe_of(on_policy(values, student_folder)))
+    path = Path(setup.recipe.run_path)
+    begun = OnPolicySteps(setup, path).steps(0)
+    for _ in range(2):
+        next(begun)
+    lines = (path / "rollouts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (path / "rollouts-1.jsonl").write_text("".join(lines), encoding="utf-8")
+    next(OnPolicySteps(setup, path).steps(1))
+    assert rollouts(path, "rollouts-1.jsonl") == [json.loads(line) for line in lines[:8]]
+    next(OnPolicySteps(setup, path).steps(0))
+    assert not (path / "rollouts-1.jsonl").exists()
+
+
+def test_replay_is_a_share_of_all_that_processes_write(values: dict[str, Any], student_folder: Path) -> None:
+    """A tenth of eight is one, though it is none of the three that a process writes."""
+    setup = open_setup(recipe_of(on_policy(values, student_folder, on_policy={"replay": {"share": 0.1}})))
+    written = []
+    for rank in range(3):
+        steps = OnPolicySteps(replace(setup, processes=Processes(rank, 3)), Path("nowhere"))
+        steps._earlier.append(_rollout(tokens=(5, 1), stopped=True))
+        assert steps._replays() == (1 if rank == 0 else 0)
+        written += steps._slots_to_write(2, "student")
+    assert sorted(written) == list(range(17, 24))
 
 
 def _rollout(*, tokens: tuple[int, ...], stopped: bool) -> Rollout:
@@ -321,7 +404,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"placement": {"kind": "pool"}, "on_policy": {"sources": {"student": 0.5, "teacher": 0.5}}},
         "set placement.kind=same",
     ),
+    "rounded": ({"quantisation_aware": {}}, "not with quantisation_aware: remove it"),
     "shares": ({"on_policy": {"sources": {"student": 0.5}}}, "sum to 0.5"),
+    "a share of nothing": (
+        {"on_policy": {"sources": {"student": 0.95, "data": 0.05}}},
+        "on_policy.sources.data=0.05 comes to none of batch.sequences=8: raise batch.sequences",
+    ),
+    "a replay of nothing": (
+        {"on_policy": {"replay": {"share": 0.05}}},
+        "on_policy.replay.share=0.05 comes to none of batch.sequences=8",
+    ),
+    "a replay of one": ({"on_policy": {"replay": {}}, "batch": {"sequences": 1}}, "comes to none of batch.sequences=1"),
 }
 
 
@@ -332,6 +425,13 @@ def test_what_cannot_be_is_refused_in_one_line(name: str, values: dict[str, Any]
         recipe_of(on_policy(values, **changes))
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_experts_are_refused_and_their_family_without_any_is_not(values: dict[str, Any]) -> None:
+    asked = on_policy(values)
+    recipe_of({**asked, "student": dense().model_dump(mode="json")})
+    with pytest.raises(SpecError, match=r"on_policy pads what was written.*choose a student without experts"):
+        recipe_of({**asked, "student": moe().model_dump(mode="json")})
 
 
 def test_a_teacher_must_be_able_to_read_a_whole_rollout(values: dict[str, Any], student_folder: Path) -> None:

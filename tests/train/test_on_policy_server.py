@@ -28,6 +28,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.load(folder)
         self.spoil: Any = lambda answer: answer
+        self.answered: list[dict[str, Any]] = []
+        self.replaced: dict[str, bytes] = {}  # whole answers, by path
         self.asked: list[tuple[str, dict[str, Any], str | None]] = []
 
     def load(self, folder: Path) -> None:
@@ -39,10 +41,14 @@ class Server(ThreadingHTTPServer):
 
     @torch.no_grad()
     def complete(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """One after another, the last first: servers need not keep the order, but number their choices."""
-        draw = torch.Generator().manual_seed(asked["seed"])
-        choices = [self._choice(index, prompt, asked, draw) for index, prompt in enumerate(asked["prompt"])]
-        return {"choices": choices[::-1]}
+        """The last first: servers need not keep the order, but number their choices. A seed is each prompt's, as in vLLM."""
+        choices = []
+        for index, prompt in enumerate(asked["prompt"]):
+            draw = torch.Generator()
+            draw.manual_seed(asked["seed"]) if "seed" in asked else draw.seed()
+            choices.append(self._choice(index, prompt, asked, draw))
+        self.answered.append({"choices": choices[::-1]})
+        return self.answered[-1]
 
     def _choice(self, index: int, prompt: list[int], asked: dict[str, Any], draw: torch.Generator) -> dict[str, Any]:
         ids, log_probs = list(prompt), []
@@ -65,7 +71,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.path, asked, self.headers["Authorization"]))
-        if self.path == "/load":
+        if self.path in self.server.replaced:
+            self.wfile.write(self.server.replaced[self.path])
+        elif self.path == "/load":
             self.server.load(Path(asked["path"]))
             self._answer(200, b"")
         elif self.path == "/v1/completions":
@@ -117,7 +125,7 @@ def test_completions_are_in_the_order_of_their_prompts_with_the_servers_log_prob
         server.spoil = only_names
     asked = prompts(3)
     found = sampler_of(server.url).draw(asked, key="a")
-    expected = server.complete(server.asked[0][1])["choices"][::-1]
+    expected = server.answered[0]["choices"][::-1]
     assert [list(each.tokens) for each in found] == [each["token_ids"] for each in expected]
     for prompt, each in zip(asked, found, strict=True):
         whole = torch.tensor([[*prompt.tokens.tolist(), *each.tokens]])
@@ -130,6 +138,56 @@ def test_completions_are_in_the_order_of_their_prompts_with_the_servers_log_prob
     assert path == "/v1/completions"
     assert (request["temperature"], request["top_p"], request["top_k"], request["max_tokens"]) == (1.0, 1.0, -1, 6)
     assert request["prompt"] == [prompt.tokens.tolist() for prompt in asked]
+
+
+def test_continuations_of_one_prompt_differ(server: Server) -> None:
+    """Of six tokens among 300, from a model that is nearly undecided."""
+    found = sampler_of(server.url).draw(prompts(1) * 4, key="a")
+    assert len({each.tokens for each in found}) == 4
+
+
+def test_weights_are_given_again_after_so_many_steps(server: Server, student_folder: Path) -> None:
+    """Also where rollouts are not written at every step: those steps are no multiples of `refresh_steps`."""
+    sampler = sampler_of(server.url, refresh_url=server.url.removesuffix("/v1") + "/load", refresh_steps=3)
+    written: list[int] = []
+    for step in range(0, 18, 2):
+        sampler.refresh(step, lambda step=step: written.append(step) or student_folder)
+    assert written == [0, 4, 8, 12, 16]
+
+
+def test_a_key_goes_to_the_host_that_completes_and_no_further(
+    server: Server, student_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    elsewhere = server.url.removesuffix("/v1").replace("127.0.0.1", "localhost") + "/load"
+    sampler = sampler_of(server.url, api_key_variable="SOME_KEY", refresh_url=elsewhere)
+    sampler.refresh(0, lambda: student_folder)
+    sampler.check(prompts(1)[0])
+    sampler_of(server.url).check(prompts(1)[0])
+    assert [(path, key) for path, _, key in server.asked] == [
+        ("/load", None),
+        ("/v1/completions", "Bearer secret"),
+        ("/v1/completions", None),
+    ]
+
+
+def test_an_answer_from_elsewhere_is_not_asked_for(server: Server) -> None:
+    answer = f"HTTP/1.0 302 Found\r\nLocation: {server.url}/other\r\n\r\n"
+    server.replaced["/v1/completions"] = answer.encode()
+    with pytest.raises(ServerError, match=r"/completions refuses \(302\): it sends on to .*/v1/other, where nothing is sent"):
+        sampler_of(server.url).draw(prompts(1), key="a")
+    assert [path for path, *_ in server.asked] == ["/v1/completions"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{", b"nonsense\r\n\r\n", b"HTTP/1.0 500 No\r\nContent-Length: 9\r\n\r\n"],
+)
+def test_an_answer_that_breaks_off_is_one_line(answer: bytes, server: Server) -> None:
+    server.replaced["/v1/completions"] = answer
+    with pytest.raises(ServerError, match=r"^http://127\.0\.0\.1:\d+/v1/completions (does not answer|refuses) \([^\n]*$"):
+        sampler_of(server.url).draw(prompts(1), key="a")
 
 
 def test_a_run_gives_the_server_its_weights(
@@ -188,6 +246,12 @@ def text_alone(answer: dict[str, Any]) -> dict[str, Any]:
             changed(token_ids=[5], logprobs={"token_logprobs": [-1.0]}, finish_reason="stop"),
             "an end without one of the student's stop tokens",
         ),
+        (changed(token_ids=[-1], logprobs={"token_logprobs": [-1.0]}), "-1 is no token"),
+        (changed(token_ids=[1.0], logprobs={"token_logprobs": [-1.0]}), "1.0 is no token"),
+        (changed(token_ids=[5], logprobs={"token_logprobs": [None]}), "None is no log-prob"),
+        (changed(token_ids=[5], logprobs={"token_logprobs": [float("nan")]}), "nan is no log-prob"),
+        (changed(token_ids=[5], logprobs={"token_logprobs": None}), "does not say which tokens it drew"),
+        (changed(token_ids=None, logprobs={"tokens": [5], "token_logprobs": [-1.0]}), "does not say which tokens it drew"),
         (lambda answer: {"choices": answer["choices"][1:]}, "asked for 2 completions and gave 1"),
         (lambda answer: {"error": "busy"}, "does not say which tokens it drew"),
         (lambda answer: "words", "does not say which tokens it drew"),

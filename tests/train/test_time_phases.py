@@ -12,6 +12,7 @@ from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
 from limbeck.teachers.live import LiveRows
 from limbeck.train import time_phases as module
+from limbeck.train.completion_server import ServerSampler
 from limbeck.train.on_policy import OnPolicySteps
 from limbeck.train.time_phases import time_phases
 
@@ -62,6 +63,23 @@ def test_phases_of_a_run_that_writes(values: dict[str, Any], tmp_path: Path) -> 
     assert timed.phases == Phases(generate=1.5, teach=7, train=2)
     assert 4 * 8 <= timed.tokens <= 4 * 24
     assert not (tmp_path / "out").exists()
+
+
+def test_a_server_keeps_its_weights(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked to complete, and to load nothing."""
+    asked: list[str] = []
+
+    def post(sampler: ServerSampler, url: str, request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(url)
+        drawn = {"token_ids": [sampler.stops[0]], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "stop"}
+        return {"choices": [{"index": index, **drawn} for index in range(len(request.get("prompt", ())))]}
+
+    monkeypatch.setattr(ServerSampler, "_post", post)
+    engine = {"kind": "server", "url": "http://x/v1", "model": "m", "refresh_url": "http://x/load"}
+    recipe = parse(Recipe, {**values, **WRITING, "on_policy": {**WRITING["on_policy"], "engine": engine}}, source="test")
+    time_phases(recipe, steps=2)
+    assert set(asked) == {"http://x/v1/completions"}
+    assert len(asked) == 1 + 2  # one that is checked, and before every second of three steps
 
 
 def test_without_a_live_teacher_there_are_no_phases(values: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ from several_processes import Group, several
 from test_train_sharded import require_same_training, tiny_values
 from tiny_students import olmo3
 
-from limbeck.errors import SpecError
+from limbeck.data.packing import Piece
+from limbeck.errors import SpecError, TeacherError
 from limbeck.optim.build import build_optimizer
 from limbeck.runs import open_run
 from limbeck.spec.base import parse
@@ -24,8 +25,11 @@ from limbeck.spec.placement import SameDevice
 from limbeck.spec.recipe import Recipe
 from limbeck.study.controls import twin
 from limbeck.teachers.live import LiveRows
+from limbeck.train import pool as pool_module
 from limbeck.train.loop import optimizer_step
-from limbeck.train.pool import shares, students_of, teachers_of
+from limbeck.train.messages import Answer, Sent, Verb
+from limbeck.train.parallel import Processes
+from limbeck.train.pool import AskedRows, shares, students_of, teachers_of
 from limbeck.train.setup import open_setup
 from limbeck.train.split import MovedRows
 from limbeck.train.train import train
@@ -94,6 +98,21 @@ HURT = {
     "all-stop": AT_STEP_3.format(what=TOLD) + AT_ROWS_6.format(what=TOLD),
 }
 """What happens to a student and its teacher. Rows are asked for once before the first step, then twice for each."""
+LATE = """
+import os, signal, time
+from limbeck.train.pool import AskedRows
+signal.alarm(60)
+made, calls = AskedRows.rows, []
+
+def rows(asked, pieces):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 2:
+        time.sleep(1)
+    return made(asked, pieces)
+
+AskedRows.rows = rows
+"""
+"""The second student asks for rows of its first step when its teacher could already answer the first one's next question."""
 WRITTEN = [np.arange(2, 9), np.arange(100, 105), np.arange(50, 71)]
 """Sequences that are in no document."""
 ASKING = """
@@ -155,7 +174,8 @@ def world(teacher_folder: Path, texts_folder: Path, tmp_path_factory: pytest.Tem
             one_two = [write(values, folder, **SIGNALS[each], **pool(2), name=f"one-two-{each}")[0] for each in SPLIT]
             hurt = [Group(2, [write(values, folder, **SIGNALS["topk"], **pool(1), name=each)[0]], HURT[each]) for each in HURT]
             asking = ASKING.format(folder=folder)
-            groups = [Group(2, [*one_one, plain], asking), Group(3, [two_one, shards, *one_two], asking), *hurt]
+            late = Group(3, [write(values, folder, **SIGNALS["dense"], **pool(1), name="late")[0]], LATE)
+            groups = [Group(2, [*one_one, plain], asking), Group(3, [two_one, shards, *one_two], asking), *hurt, late]
             made.append(World(folder, values, several(folder, *groups)))
         return made[0]
 
@@ -195,6 +215,13 @@ def test_two_students_and_one_teacher_are_two_processes(world: Callable[[], Worl
     found = world()
     assert found.ended[1] == [{"code": 0, "errors": {}}] * 3
     require_equal(found.run("two-one"), found.run("two"))
+
+
+@pytest.mark.slow
+def test_a_student_that_is_late_does_not_hold_up_what_it_waits_for(world: Callable[[], World]) -> None:
+    found = world()
+    assert found.ended[-1] == [{"code": 0, "errors": {}}] * 3
+    require_equal(found.run("late"), found.run("two"))
 
 
 @pytest.mark.slow
@@ -286,6 +313,28 @@ def test_a_step_does_not_depend_on_where_the_teacher_is(name: str, values: dict[
     for logged, weights in ended[1:]:
         assert logged == ended[0][0]
         assert all(torch.equal(*pair) for pair in zip(weights, ended[0][1], strict=True))
+
+
+def test_every_teacher_that_lives_is_told_of_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three the first is gone; the third's answer is on its way and is taken first, since it listens only then."""
+    said: list[tuple[str, int]] = []
+
+    def send(verb: Verb, numbers: np.ndarray, *, teacher: int) -> Sent:
+        said.append((verb.name, teacher))
+        return Sent((), ())
+
+    def receive(teacher: int, *, device: torch.device) -> Answer:
+        said.append(("answer", teacher))
+        if len(said) > 6 and teacher == 1:
+            raise TeacherError("gone")
+        return Answer((torch.tensor([300]), None))
+
+    monkeypatch.setattr(pool_module, "send_request", send)
+    monkeypatch.setattr(pool_module, "receive_answer", receive)
+    asked = AskedRows(Processes(0, 1, teachers=3), temperature=1.0, device=torch.device("cpu"))
+    with pytest.raises(TeacherError, match="gone"), asked.told_where_it_fails():
+        asked.rows([Piece(0, 0, 4), Piece(1, 0, 4)])
+    assert said[6:] == [("PIECES", 1), ("PIECES", 3), ("answer", 1), ("LEAVE", 2), ("answer", 3), ("LEAVE", 3)]
 
 
 def test_devices_that_are_not_there_are_refused(values: dict[str, Any]) -> None:

@@ -107,12 +107,12 @@ class Loader:
         source: RowSource | None,
         reads_ahead: bool = True,
         teacher_apart: bool = False,
-        ask_ahead: Callable[[Sequence[Piece]], None] | None = None,
+        ask_ahead: Callable[[Sequence[Sequence[Piece]]], None] | None = None,
     ) -> None:
         """`reads_ahead`: in a thread while the student trains. Where it trains on the same cores, that slows it by more.
 
         Of a live teacher's rows the same goes where it is `teacher_apart`, on another device; one in another process is told
-        by `ask_ahead` which rows the next step will ask for.
+        by `ask_ahead` which rows the next step will ask for, a list of pieces for each micro-batch.
         """
         self.reads_ahead = reads_ahead
         self.teacher_apart, self.ask_ahead = teacher_apart, ask_ahead
@@ -197,8 +197,7 @@ class Loader:
         for step in itertools.count(first):
             batches = self.step(step)
             if self.ask_ahead is not None:
-                for sequences in self._sequences(step + 1):
-                    self.ask_ahead([piece for sequence in sequences for piece in sequence])
+                self.ask_ahead([[piece for pieces in sequences for piece in pieces] for sequences in self._sequences(step + 1)])
             yield batches
 
     @property

@@ -48,6 +48,15 @@ class Sources(Spec):
         return self
 
 
+def shares(sources: Sources, total: int) -> dict[str, int]:
+    """Sequences of a step by source, summing to the total by largest remainder; of equal remainders the first gains."""
+    exact = {source: total * getattr(sources, source) for source in Sources.model_fields}
+    found = {source: int(amount + 1e-9) for source, amount in exact.items()}
+    for source in sorted(exact, key=lambda source: found[source] - exact[source])[: total - sum(found.values())]:
+        found[source] += 1
+    return found
+
+
 class Replay(Spec):
     """A part of the student's sequences are drawn from those of earlier steps (DistiLLM's replay buffer)."""
 
@@ -55,6 +64,10 @@ class Replay(Spec):
     """Rollouts that are remembered: the latest."""
     share: float = Field(0.5, gt=0, lt=1)
     """Of the student's sequences of a step, once there are enough to draw from."""
+
+    def of(self, sequences: int) -> int:
+        """How many of so many sequences, one of which at least is new."""
+        return max(0, min(round(self.share * sequences), sequences - 1))
 
 
 class TransformersEngine(Spec):
@@ -78,11 +91,12 @@ class ServerEngine(Spec):
     """Up to and without `/completions`: `http://localhost:8000/v1`."""
     model: str
     """As the server calls it."""
-    api_key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key, if it is set."""
+    api_key_variable: str | None = None
+    """The environment variable that holds the key, which goes to the host of `url` alone; None: there is no key."""
     refresh_url: str | None = None
     """Where `{"model": name, "path": folder}` is posted so that new weights are loaded; None: the server keeps its own."""
     refresh_steps: PositiveInt = 1
+    """Steps after which the weights are given again, at the next writing of rollouts."""
     timeout_seconds: float = Field(600.0, gt=0)
 
 
@@ -105,8 +119,21 @@ class OnPolicy(Spec):
     steps_per_rollout: PositiveInt = 1
     """Optimizer steps on the same rollouts; from the second on they are off-policy."""
     mask_truncated: bool = False
-    """Rollouts that were cut off at `max_new_tokens` are left out of the loss; they are counted either way."""
+    """Rollouts that were cut off at `max_new_tokens` are left out of the loss; they are counted either way. The run stops, with
+    an error, where nothing is left in 20 steps in a row."""
     replay: Replay | None = None
     engine: Engine = TransformersEngine()
     stop_share: float | None = Field(None, gt=0, le=1)
     """The run stops, with an error, where more than this share of the rollouts of 20 steps in a row are truncated or loops."""
+
+    def check_sequences(self, sequences: int) -> None:
+        """`ValueError` where a share that is asked for comes to no sequence of a step."""
+        counts = shares(self.sources, sequences)
+        asked = {name: getattr(self.sources, name) for name in counts}
+        lost = [f"sources.{name}={share:g}" for name, share in asked.items() if share and not counts[name]]
+        if self.replay is not None and not self.replay.of(counts["student"]):
+            lost.append(f"replay.share={self.replay.share:g}")
+        if lost:
+            raise ValueError(
+                f"on_policy.{lost[0]} comes to none of batch.sequences={sequences}: raise batch.sequences, or change the share"
+            )

@@ -8,6 +8,7 @@ from limbeck.spec.artifact import QuantisationAware, check_begins
 from limbeck.spec.base import Spec
 from limbeck.spec.budget import Budget
 from limbeck.spec.data import Data
+from limbeck.spec.layout import ExpertsLayout
 from limbeck.spec.objective import Objective, check_signal, needs_samples, needs_teacher
 from limbeck.spec.on_policy import OnPolicy, ServerEngine
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
@@ -116,10 +117,24 @@ class Recipe(Spec):
             )
         if self.on_policy.sources.teacher and isinstance(self.placement, TeacherPool):
             raise ValueError("on_policy.sources.teacher needs the teacher in the student's process: set placement.kind=same")
+        return self
+
+    @model_validator(mode="after")
+    def _writes_as_it_is(self) -> Self:
+        if self.on_policy is None:
+            return self
         asked = ["compile"] if self.compile else []
         asked += ["parallel.kind=sharded"] if isinstance(self.parallel, Sharded) else []
+        asked += ["quantisation_aware"] if self.quantisation_aware is not None else []
         if asked:
             raise ValueError(f"on_policy generates with the student as it is, not with {asked[0]}: remove it")
+        layers = () if isinstance(self.student, HuggingFaceStudent) else self.student.layout.layers
+        if any(isinstance(layer.mlp, ExpertsLayout) for layer in layers):
+            raise ValueError(
+                "on_policy pads what was written, and padding would count where experts are balanced: choose a student without "
+                "experts, or remove on_policy"
+            )
+        self.on_policy.check_sequences(self.batch.sequences)
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,8 @@ not show it (arXiv 2604.08527). Where the divergence falls and these rise, the r
 Numbers are means over the student's new rollouts, on all processes:
 - `rollout_tokens`, `stopped_share`, `truncated_share`, `loop_share` (those that end in a loop), `seq_rep_4`;
 - `student_entropy_nats`: the mean of -log q of drawn tokens, an unbiased estimate of the entropy at the visited prefixes;
-- `log_ratio_nats`, of a dense teacher: the mean of log q - log p of drawn tokens, at `COMPARED` positions of a process;
+- `log_ratio_nats`, of a dense teacher at temperature 1: the mean of log q - log p of drawn tokens, at `COMPARED` positions of a
+  process;
 - `topk_mass`, of a teacher's top-k: the share of drawn tokens among them, an unbiased estimate of the student's mass there.
 
 Shapes: N drawn tokens.
@@ -30,7 +31,7 @@ from limbeck.train.setup import Setup
 COMPARED = 128
 """A dense teacher's probability of a drawn token costs a pass of its head."""
 PATIENCE = 20
-"""Bad steps in a row after which a run ends."""
+"""Bad steps in a row after which a run ends, or such that nothing counts in."""
 
 
 class RolloutsError(LimbeckError):
@@ -51,29 +52,34 @@ class Sums:
     surprise_nats: float = 0.0
     compared: float = 0.0
     against_teacher: float = 0.0
+    counted: float = 0.0
+    """Positions of the step that have a loss, whatever they are of."""
 
 
 class Watch:
-    """Call with the new rollouts of every step; `RolloutsError` where too many are bad for too long.
+    """Call with the new rollouts of every step; `RolloutsError` where too many are bad for too long, or nothing counts.
 
     Steps are counted in this process's life: a run that is resumed is given `PATIENCE` steps again.
     """
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self._bad_steps = 0
+        self._bad_steps = self._idle_steps = 0
         self._compared = "log_ratio_nats" if isinstance(setup.recipe.signal, DenseSignal) else "topk_mass"
 
-    def __call__(self, rollouts: Sequence[Rollout], rows: SignalRows | None) -> dict[str, float]:
+    def __call__(self, rollouts: Sequence[Rollout], rows: SignalRows | None, *, counted: int) -> dict[str, float]:
         """What is logged: nothing where the student writes nothing.
 
-        `rows` are the teacher's at all positions of the rollouts, in their order; others may follow.
+        `rows` are the teacher's at all positions of the rollouts, in their order; others may follow. `counted` are the
+        positions of the step that have a loss.
         """
         sums, device = _sums(rollouts), self.setup.device
+        sums.counted = counted
         if rows is not None:
             sums.compared, sums.against_teacher = _against_teacher(rollouts, rows, device=device)
         summed = sum_values(torch.tensor(astuple(sums), dtype=torch.float64, device=device), self.setup.processes)
         total = Sums(*summed.tolist())
+        self._require_some(total.counted)
         if not total.rollouts:
             return {}
         self._require_good(total.bad / total.rollouts)
@@ -86,6 +92,16 @@ class Watch:
             "student_entropy_nats": total.surprise_nats / total.tokens,
             **({self._compared: total.against_teacher / total.compared} if total.compared else {}),
         }
+
+    def _require_some(self, counted: float) -> None:
+        """A budget in tokens would never be spent."""
+        self._idle_steps = 0 if counted else self._idle_steps + 1
+        if self._idle_steps >= PATIENCE:
+            raise RolloutsError(
+                f"{self.setup.recipe.run_path}: in {PATIENCE} steps in a row every rollout was cut off, which "
+                "on_policy.mask_truncated leaves out of the loss: raise on_policy.max_new_tokens, heal the student on texts "
+                "first, or set mask_truncated=false; the checkpoint is kept"
+            )
 
     def _require_good(self, bad_share: float) -> None:
         spec = self.setup.recipe.on_policy

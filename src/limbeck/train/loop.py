@@ -5,9 +5,10 @@ Time is counted around the steps alone, so evaluation, checkpoints and start-up 
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from limbeck.runs import Costs, RunWriter
 from limbeck.signals.rows import to_device
 from limbeck.students.fake_quantise import quantising
 from limbeck.train.budget import fraction, fraction_during_next_step, mean_step, passes_a_multiple
+from limbeck.train.guards import RolloutsError
 from limbeck.train.interrupt import Interrupted, finish_the_step
 from limbeck.train.measure import measure
 from limbeck.train.on_policy import OnPolicySteps
@@ -60,7 +62,7 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
             spent = fraction_during_next_step(budget, costs, step=expected)
             moment = Moment(fraction=spent, lr_factor=lr_factor(recipe.schedule, spent))
             setup.student.set_fraction(spent)
-            batches = next(steps)
+            batches = _next_of(steps, save_it=partial(save, setup, path, optimizer=optimizer, average=average, costs=costs))
             logged = optimizer_step(setup, optimizer, batches, moment=moment)
             if not math.isfinite(logged["loss_nats"] + logged["grad_norm"]):
                 raise DivergedError(
@@ -85,6 +87,15 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
                 raise Interrupted(f"{path}: stopped after step {costs.step}; the same command continues from there")
     average.put_in_place(setup.student)
     return costs
+
+
+def _next_of(steps: Iterator[list[Batch]], *, save_it: Callable[[], None]) -> list[Batch]:
+    """The next step's; where the student writes what it cannot learn from, what it has learnt is saved."""
+    try:
+        return next(steps)
+    except RolloutsError:
+        save_it()
+        raise
 
 
 def compile_ahead(setup: Setup, *, fraction: float) -> None:

@@ -20,27 +20,19 @@ from typing import cast
 import numpy as np
 
 from limbeck.data.loader import Batch, LiveRowSource
+from limbeck.errors import LimbeckError
 from limbeck.evals.generate import synchronise
 from limbeck.signals.types import SignalRows
-from limbeck.spec.on_policy import Sources
+from limbeck.spec.on_policy import shares
 from limbeck.train.guards import Watch
 from limbeck.train.measure import SERVED, save_student
-from limbeck.train.parallel import wait_for_all
+from limbeck.train.parallel import any_says, wait_for_all
 from limbeck.train.rollout_batches import batches_from
-from limbeck.train.rollout_file import RolloutFile
+from limbeck.train.rollout_file import RolloutFile, forget_processes
 from limbeck.train.rollouts import Rollout, Writer
 from limbeck.train.setup import Setup
 
 WRITERS: tuple[Writer, ...] = ("student", "teacher")
-
-
-def shares(sources: Sources, total: int) -> dict[str, int]:
-    """Sequences of a step by source, summing to the total by largest remainder; of equal remainders the first gains."""
-    exact = {source: total * getattr(sources, source) for source in Sources.model_fields}
-    found = {source: int(amount + 1e-9) for source, amount in exact.items()}
-    for source in sorted(exact, key=lambda source: found[source] - exact[source])[: total - sum(found.values())]:
-        found[source] += 1
-    return found
 
 
 class OnPolicySteps:
@@ -74,7 +66,8 @@ class OnPolicySteps:
                 rows = self.source.rows_of([rollout.tokens for rollout in rollouts]) if rollouts else None
                 read = self.source.tokens_scored - read
                 batches = [*self._of_rollouts(rollouts, rows), *self._of_texts(step)]
-            self.numbers = seconds | self._watch(self._current, rows)
+            counted = sum(batch.counted for batch in batches)
+            self.numbers = seconds | self._watch(self._current, rows, counted=counted)
             yield [self._with_costs(batches[0], read=read, wrote=step == begins), *batches[1:]]
 
     def logged(self, *, seconds: float) -> dict[str, float]:
@@ -101,8 +94,7 @@ class OnPolicySteps:
                 self.writers.samplers["student"].refresh(step, self._saved)
             wait_for_all(self.setup.processes)
         for writer in WRITERS:
-            slots = self._slots(step // self.spec.steps_per_rollout, writer)
-            slots = slots[self._replays() if writer == "student" else 0 :]
+            slots = self._slots_to_write(step, writer)
             prompts = [self.writers.prompts.prompt(slot // self.spec.group_size) for slot in slots]
             key = f"{self.setup.recipe.seed} {step} {writer} {self.setup.processes.rank}"
             drawn = self.writers.samplers[writer].draw(prompts, key=key) if prompts else []
@@ -112,18 +104,23 @@ class OnPolicySteps:
                 self._current.append(Rollout(step + 1, writer, *named, continuation, text))
         self._file.add(self._current)
 
+    def _slots_to_write(self, begins: int, writer: Writer) -> range:
+        """This process's, of the rollouts that are written before that step."""
+        slots = self._slots(begins // self.spec.steps_per_rollout, writer)
+        return slots[self._replays() if writer == "student" else 0 :]
+
     def _saved(self) -> Path:
         """A folder with the student as it is."""
         save_student(self.setup, self.setup.student, self._path / SERVED)
         return self._path / SERVED
 
     def _replays(self) -> int:
-        """How many of the student's sequences are earlier ones; none before there are enough."""
+        """How many of the student's sequences are earlier ones: the first of the step's; none before there are enough."""
         if self.spec.replay is None:
             return 0
-        mine = len(self._slots(0, "student"))
-        asked = min(round(self.spec.replay.share * mine), mine - 1)
-        return asked if asked <= len(self._earlier) else 0
+        of_all, processes = self.spec.replay.of(self.counts["student"]), self.setup.processes
+        mine = len(range(processes.rank, of_all, processes.world_size))
+        return mine if mine <= len(self._earlier) else 0
 
     def _replayed(self, begins: int) -> list[Rollout]:
         """Earlier rollouts of the student, each at most once."""
@@ -132,7 +129,10 @@ class OnPolicySteps:
         return [self._earlier[int(place)] for place in chosen]
 
     def _return_to(self, first: int) -> None:
-        """Forget what a killed run wrote after its checkpoint, and remember what it wrote before."""
+        """Forget what a killed run wrote after its checkpoint, and remember what it wrote before.
+
+        `LimbeckError` in all processes where one lacks what the next step learns from.
+        """
         self._file.rewind(first)
         begins = self._begins(first)
         for rollout in self._file.read():
@@ -140,6 +140,25 @@ class OnPolicySteps:
                 self._current.append(rollout)
             elif rollout.writer == "student":
                 self._earlier.append(rollout)
+        processes = self.setup.processes
+        if any_says(self._lacks(first), processes, self.setup.device):
+            raise LimbeckError(
+                f"{self._path}: step {first + 1} learns from rollouts of earlier steps, which these {processes.world_size} "
+                "processes do not find as they left them: resume with as many processes as before and with the run's "
+                "rollouts*.jsonl in place, or train under another name"
+            )
+        if processes.is_first:
+            forget_processes(self._path, beyond=processes.world_size, step=first)
+
+    def _lacks(self, first: int) -> bool:
+        """Whether the files are not those of as many processes, or not whole."""
+        begins = self._begins(first)
+        if begins < first and len(self._current) != sum(len(self._slots_to_write(begins, writer)) for writer in WRITERS):
+            return True
+        if self.spec.replay is None or not first:
+            return False
+        beyond = RolloutFile(self._path, rank=self.setup.processes.world_size)
+        return not self._file.path.is_file() or any(rollout.step <= first for rollout in beyond.read())
 
     def _of_rollouts(self, rollouts: Sequence[Rollout], rows: SignalRows | None) -> list[Batch]:
         if rows is None:

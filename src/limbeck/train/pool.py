@@ -4,13 +4,14 @@ Of W processes the last n hold teachers and serve (`limbeck.train.serving`); the
 Student i asks teacher i mod n; where there are more teachers than students it asks teachers i, i + m, i + 2 m, ..., and each
 reads about as many tokens of a micro-batch. Rows are those of a teacher on the student's own device, made by the same code.
 
-Rows of the step that follows are asked for before the step at hand is computed, so that teachers read while students learn.
+Rows of the step that follows are asked for before the step at hand is computed, so that teachers read while students learn;
+but not before every student has its rows of the step at hand, since a teacher waits until an answer is taken.
 """
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from limbeck.signals.types import DenseRows, SignalRows, SparseRows
 from limbeck.spec.placement import TeacherPool
 from limbeck.spec.recipe import Recipe
 from limbeck.train.messages import Answer, Sent, Verb, answer_as_rows, receive_answer, send_request
-from limbeck.train.parallel import Processes, number_of_processes
+from limbeck.train.parallel import Processes, number_of_processes, wait_for_all
 
 
 def pool_size(recipe: Recipe) -> int:
@@ -81,11 +82,12 @@ class AskedRows:
     def __init__(self, processes: Processes, *, temperature: float, device: torch.device) -> None:
         """Waits until the teachers are loaded. `temperature` is that of a dense signal."""
         self.teachers = teachers_of(processes.rank, students=processes.world_size, teachers=processes.teachers)
-        self.temperature, self.device = temperature, device
+        self.processes, self.temperature, self.device = processes, temperature, device
         self.tokens_scored = 0
         self._asked: deque[_Asked] = deque()
         self._taken: dict[bytes, SignalRows] = {}
-        self._broken = False
+        self._owed: Counter[int] = Counter()
+        self._broken: set[int] = set()
         self.vocab_size, self.head_VE = self._about()
 
     @property
@@ -98,8 +100,17 @@ class AskedRows:
         """Nothing is read from disk."""
         return 0
 
-    def ask(self, pieces: Sequence[Piece]) -> None:
-        """Have the rows of pieces made that `rows` will be called for. Does not wait."""
+    def ask(self, groups: Sequence[Sequence[Piece]]) -> None:
+        """Have the rows of pieces made that `rows` will be called for, group by group. Does not wait for them.
+
+        All students call it together, each once it has the rows that it asked for before: a teacher whose answer is not taken
+        would keep another student from rows of the step that they share.
+        """
+        wait_for_all(self.processes)
+        for pieces in groups:
+            self._ask_pieces(pieces)
+
+    def _ask_pieces(self, pieces: Sequence[Piece]) -> None:
         numbers = np.array([[piece.document, piece.start, piece.stop] for piece in pieces])
         parts = shares([piece.stop - piece.start for piece in pieces], among=len(self.teachers))
         self._ask(Verb.PIECES, [numbers[part].flatten() for part in parts])
@@ -109,7 +120,7 @@ class AskedRows:
         numbers = np.array([[piece.document, piece.start, piece.stop] for piece in pieces])
         question = _question(Verb.PIECES, [numbers.flatten()])
         if question not in self._taken and all(each.question != question for each in self._asked):
-            self.ask(pieces)
+            self._ask_pieces(pieces)
         return self._take(question)
 
     def rows_of(self, sequences: Sequence[np.ndarray]) -> SignalRows:
@@ -121,7 +132,7 @@ class AskedRows:
 
     def make_reference(self) -> None:
         """Have the held-out documents read; waits until that is done."""
-        send_request(Verb.REFERENCE, np.empty(0, int), teacher=self.teachers[0]).arrived()
+        self._send(Verb.REFERENCE, np.empty(0, int), teacher=self.teachers[0]).arrived()
         self._receive(self.teachers[0])
 
     @contextmanager
@@ -135,18 +146,17 @@ class AskedRows:
 
     def leave(self, *, well: bool) -> None:
         """Tell the teachers that nothing more will be asked; not `well` where something went wrong, which is told elsewhere."""
-        try:
-            while self._asked and not self._broken:
-                self._take_next()
-            for sent in [send_request(Verb.LEAVE, np.array([well]), teacher=teacher) for teacher in self.teachers]:
-                sent.arrived()
-        except TeacherError:
-            if well:
-                raise
+        tolerated = nullcontext() if well else suppress(TeacherError)
+        for teacher in self.teachers:
+            with tolerated:
+                while self._owed[teacher] and teacher not in self._broken:
+                    self._receive(teacher)
+                if teacher not in self._broken:
+                    send_request(Verb.LEAVE, np.array([well]), teacher=teacher).arrived()
 
     def _about(self) -> tuple[int, Tensor | None]:
         """All teachers are loaded at the same time; they are the same."""
-        for sent in [send_request(Verb.ABOUT, np.empty(0, int), teacher=teacher) for teacher in self.teachers]:
+        for sent in [self._send(Verb.ABOUT, np.empty(0, int), teacher=teacher) for teacher in self.teachers]:
             sent.arrived()
         answers = [self._receive(teacher) for teacher in self.teachers]
         size, head_VE = answers[0].tensors
@@ -156,7 +166,7 @@ class AskedRows:
     def _ask(self, verb: Verb, parts: Sequence[np.ndarray]) -> None:
         """A part to each teacher that has one to read."""
         mine = [(teacher, part) for teacher, part in zip(self.teachers, parts, strict=True) if len(part)]
-        sent = tuple(send_request(verb, part, teacher=teacher) for teacher, part in mine)
+        sent = tuple(self._send(verb, part, teacher=teacher) for teacher, part in mine)
         self._asked.append(_Asked(_question(verb, parts), tuple(teacher for teacher, _ in mine), sent))
 
     def _take(self, question: bytes) -> SignalRows:
@@ -174,12 +184,19 @@ class AskedRows:
         parts = [answer_as_rows(answer, head_VE=self.head_VE, temperature=self.temperature) for answer in answers]
         self._taken[asked.question] = _together(parts)
 
+    def _send(self, verb: Verb, numbers: np.ndarray, *, teacher: int) -> Sent:
+        """A question that an answer follows."""
+        self._owed[teacher] += 1
+        return send_request(verb, numbers, teacher=teacher)
+
     def _receive(self, teacher: int) -> Answer:
         try:
-            return receive_answer(teacher, device=self.device)
+            answer = receive_answer(teacher, device=self.device)
         except TeacherError:
-            self._broken = True
+            self._broken.add(teacher)
             raise
+        self._owed[teacher] -= 1
+        return answer
 
 
 def _question(verb: Verb, parts: Sequence[np.ndarray]) -> bytes:

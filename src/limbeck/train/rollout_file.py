@@ -53,6 +53,16 @@ class RolloutFile:
                 yield line, record
 
 
+def forget_processes(run: Path, *, beyond: int, step: int) -> None:
+    """Of processes that are no more, which number at least `beyond`, keep what they wrote in the first `step` steps."""
+    for path in run.glob("rollouts-*.jsonl"):
+        rank = path.stem.removeprefix("rollouts-")
+        if rank.isdecimal() and int(rank) >= beyond:
+            RolloutFile(run, rank=int(rank)).rewind(step)
+            if not path.stat().st_size:
+                path.unlink()
+
+
 def _record(rollout: Rollout) -> dict[str, Any]:
     return {
         "step": rollout.step,

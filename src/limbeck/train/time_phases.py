@@ -24,6 +24,7 @@ from limbeck.optim.build import build_optimizer
 from limbeck.plan.placement import Phases
 from limbeck.progress import progress
 from limbeck.spec.objective import needs_teacher
+from limbeck.spec.on_policy import OnPolicy, ServerEngine
 from limbeck.spec.placement import SameDevice
 from limbeck.spec.recipe import Recipe
 from limbeck.train.loop import optimizer_step
@@ -54,7 +55,8 @@ def time_phases(recipe: Recipe, *, steps: int = 3) -> Timed:
     if not needs_teacher(recipe.objective) or recipe.uses_store:
         raise SpecError(f"{recipe.name}: phases are those of a run with a live teacher: set signal.live=true")
     quiet = recipe.evaluation.model_copy(update={"kl_to_teacher": False})  # nothing is measured
-    setup = open_setup(recipe.model_copy(update={"placement": SameDevice(), "evaluation": quiet}))
+    writing = _without_refresh(recipe.on_policy)
+    setup = open_setup(recipe.model_copy(update={"placement": SameDevice(), "evaluation": quiet, "on_policy": writing}))
     processes = setup.processes
     turns = 1 if recipe.on_policy is None else recipe.on_policy.steps_per_rollout
     number = turns * math.ceil(steps / turns)  # so many that each share of writing is counted
@@ -73,6 +75,13 @@ def time_phases(recipe: Recipe, *, steps: int = 3) -> Timed:
     means = np.array([[each.generate, each.teach, each.train] for each, _ in found[WARM_UP:]]).mean(0)
     tokens = float(np.mean([each for _, each in found[WARM_UP:]]))
     return Timed(Phases(*(processes.world_size * means).tolist()), tokens, processes.world_size)
+
+
+def _without_refresh(spec: OnPolicy | None) -> OnPolicy | None:
+    """A server keeps its weights: those of this dry run are thrown away."""
+    if spec is None or not isinstance(spec.engine, ServerEngine):
+        return spec
+    return spec.model_copy(update={"engine": spec.engine.model_copy(update={"refresh_url": None})})
 
 
 def _steps(setup: Setup, folder: Path) -> Generator[tuple[Phases, float], None, None]:
