@@ -427,11 +427,18 @@ def test_what_cannot_be_is_refused_in_one_line(name: str, values: dict[str, Any]
     assert "\n" not in str(caught.value)
 
 
-def test_experts_are_refused_and_their_family_without_any_is_not(values: dict[str, Any]) -> None:
+def test_experts_see_no_padding(values: dict[str, Any]) -> None:
+    """Of a step in which they read one sequence at a time, they see what was written, layer by layer, and nothing else."""
     asked = on_policy(values)
     recipe_of({**asked, "student": dense().model_dump(mode="json")})
-    with pytest.raises(SpecError, match=r"on_policy pads what was written.*choose a student without experts"):
-        recipe_of({**asked, "student": moe().model_dump(mode="json")})
+    asked["student"] = moe().model_dump(mode="json")
+    with pytest.raises(SpecError, match=r"on_policy pads what is read together.*set batch\.micro_sequences=1"):
+        recipe_of(asked)
+    setup = open_setup(recipe_of({**asked, "batch": {"sequences": 8, "micro_sequences": 1}}))
+    path = Path(setup.recipe.run_path)
+    loads = [setup.read(batch).load_ME for batch in next(OnPolicySteps(setup, path).steps(0))]
+    read = sum(len(each["prompt_tokens"]) + len(each["tokens"]) - 1 for each in rollouts(path))
+    assert all(float(seen_E.sum()) == 3 * read for seen_E in sum(loads))  # by three experts each
 
 
 def test_a_teacher_must_be_able_to_read_a_whole_rollout(values: dict[str, Any], student_folder: Path) -> None:

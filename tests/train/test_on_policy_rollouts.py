@@ -88,7 +88,8 @@ OWN = {
 @pytest.mark.parametrize("kind", OWN)
 def test_a_student_of_our_own_writes_with_its_own_weights(kind: str, values: dict[str, Any]) -> None:
     """Log-probs are those of the student's own forward, before and after its weights change in place."""
-    setup = open_setup(recipe_of(on_policy({**values, "student": OWN[kind].model_dump(mode="json")})))
+    batch = {"sequences": 8, "micro_sequences": 1}
+    setup = open_setup(recipe_of(on_policy({**values, "student": OWN[kind].model_dump(mode="json")}, batch=batch)))
     assert setup.writers is not None
     sampler, asked = setup.writers.samplers["student"], prompts(4, 9, 4)
 

@@ -129,10 +129,10 @@ class Recipe(Spec):
         if asked:
             raise ValueError(f"on_policy generates with the student as it is, not with {asked[0]}: remove it")
         layers = () if isinstance(self.student, HuggingFaceStudent) else self.student.layout.layers
-        if any(isinstance(layer.mlp, ExpertsLayout) for layer in layers):
+        if self.batch.micro_sequences != 1 and any(isinstance(layer.mlp, ExpertsLayout) for layer in layers):
             raise ValueError(
-                "on_policy pads what was written, and padding would count where experts are balanced: choose a student without "
-                "experts, or remove on_policy"
+                "on_policy pads what is read together, and padding would count where experts are balanced: set "
+                "batch.micro_sequences=1, or choose a student without experts"
             )
         self.on_policy.check_sequences(self.batch.sequences)
         return self
