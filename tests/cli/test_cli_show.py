@@ -213,7 +213,7 @@ def test_list_names_what_recipes_choose_from(limbeck: Callable[..., Any]) -> Non
     assert listed["kinds"]["averaging"] == ["none", "ema", "swa"]
     assert listed["kinds"]["parallel"] == ["replicated", "sharded"]
     text = limbeck("list").out
-    assert "recipes: continue-smollm2, golf, laws, moe, moe-tiny, nano, quickstart, upcycled-tiny" in text
+    assert "recipes: continue-smollm2, golf, laws, moe, moe-tiny, nano, prune, quickstart, upcycled-tiny" in text
     assert "ladder-103m, ladder-143m" in text and "student.kind: olmo3, ladder, moe, golf, upcycled, huggingface" in text
 
 
