@@ -1,7 +1,7 @@
 """A teacher on another device, and teachers in processes of their own: the same training as with the teacher beside it."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +133,16 @@ train.preflight = preflight
 """
 """Rows of the same, saved beside the run."""
 SHARDED = {"parallel": {"kind": "sharded"}, "checkpoint": {"seconds": 1e-9}}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As processes of `torchrun` have: sums of another number of threads round in another way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 
 def pool(teachers: int) -> dict[str, Any]:
