@@ -8,6 +8,7 @@ import torch
 from small_models import llama, random_rows, written_rows
 from tiny_world import make_tokenizer
 
+from limbeck.cli.prune_search import found_lines
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import DivergedError, SpecError
 from limbeck.plan.prune_target import Workload, parse_target
@@ -90,6 +91,24 @@ def test_latency_is_guessed_for_all_and_measured_for_some(spec, values, monkeypa
         truth = 2.0 + layers + each.parameters / 2e4
         assert each.decode_ms == pytest.approx(truth) and each.shape.amount == pytest.approx(truth, rel=0.01)
         assert abs(truth / (0.75 * clock(model)) - 1) <= 0.06
+
+
+def test_where_guesses_prove_wrong_the_nearest_is_first_and_it_is_said(spec, values, monkeypatch):
+    """On a clock by which what is cut takes twice as long as what is built."""
+
+    def clock(model: Any, *_: Any, **__: Any) -> float:
+        return 2.0 + sum(parameter.numel() for parameter in model.parameters()) / 2e4
+
+    monkeypatch.setattr("limbeck.surgery.decode_time.decode_ms", clock)
+    monkeypatch.setattr("limbeck.surgery.search.decode_ms", lambda *each, **others: 2 * clock(*each, **others))
+    asked = Asked(parse_target("latency=0.75"), top=3, workload=Workload(context=16))
+    found = search(spec, values, asked, data=None, device=CPU)
+    off = [each.decode_ms / found.wanted - 1 for each in found.ranked if each.decode_ms is not None]
+    assert len(off) == 3 and off == sorted(off) and min(off) > 0.5
+    said = found_lines(found, asked)[-1]
+    assert said.startswith("no measured shape is within 5%; the nearest is ") and f"({off[0]:+.1%})" in said
+    near = Asked(parse_target("parameters=0.6"), top=1)
+    assert not any("no measured" in line for line in found_lines(search(spec, values, near, data=None, device=CPU), near))
 
 
 def test_decoding_is_timed(spec):

@@ -22,7 +22,7 @@ from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import SpecError
 from limbeck.paths import cache_folder, write_atomically
 from limbeck.plan.pretrained import student_config
-from limbeck.plan.prune_shapes import AmountOf, Caps, Found, Shape, base_pruning, find_shapes, probe_sizes, shaped
+from limbeck.plan.prune_shapes import AmountOf, Found, GivenCaps, Shape, base_pruning, find_shapes, probe_sizes, shaped
 from limbeck.plan.prune_target import Costs, Target, Workload, costs_of
 from limbeck.plan.pruned import pruned_config
 from limbeck.progress import say
@@ -55,7 +55,7 @@ class Asked:
     top: int = 5
     """Shapes that are cut and measured."""
     heal_steps: int = 0
-    caps: Caps = field(default_factory=Caps)
+    caps: GivenCaps = field(default_factory=GivenCaps)
     workload: Workload = field(default_factory=Workload)
 
 
@@ -77,6 +77,10 @@ class Measured:
         """By which shapes are ranked."""
         return self.loss_pruned if self.loss_healed is None else self.loss_healed
 
+    def departure(self, wanted: float) -> float:
+        """From the target, as a share: of what was measured, as what latency was guessed to be may prove wrong."""
+        return (self.shape.amount if self.decode_ms is None else self.decode_ms) / wanted - 1
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -89,7 +93,7 @@ class Searched:
     """Of the model before, on the same rows."""
     found: Found
     ranked: tuple[Measured, ...]
-    """The best first; those beyond the tolerance by measured latency last."""
+    """The best first; those beyond the tolerance by measured latency last, the nearest of them first."""
     rows: int
     tokens: int
     """That were read for each loss."""
@@ -126,15 +130,16 @@ def search(
         healing.with_head(model)  # refuses what cannot be healed before anything is measured
     bench = _Bench(model, tokenizer, parent.identity, heldout, read, values, asked, data, device)
     measured = [bench.measured(shape) for shape in found.shapes]
-    ranked = sorted(measured, key=lambda each: (not _near(each, wanted, asked), each.loss))
+    ranked = sorted(measured, key=lambda each: _rank(each, wanted, asked))
     tokens = sum(len(row) - 1 for row in heldout)
     loss = mean_nats(ModelReader(model), heldout)
     return Searched(whole, whole_amount, wanted, loss, found, tuple(ranked), len(heldout), tokens)
 
 
-def _near(measured: Measured, wanted: float, asked: Asked) -> bool:
-    """What latency was guessed to be may prove wrong."""
-    return measured.decode_ms is None or abs(measured.decode_ms / wanted - 1) <= asked.tolerance
+def _rank(measured: Measured, wanted: float, asked: Asked) -> tuple[bool, float]:
+    """By loss, and after those the shapes that proved beyond the tolerance, the nearest first."""
+    off = abs(measured.departure(wanted))
+    return (True, off) if off > asked.tolerance else (False, measured.loss)
 
 
 def _amounts(
