@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_world import make_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 Command = Callable[..., Any]
 IDLE = 2
@@ -136,9 +136,21 @@ def test_the_student_of_a_run_is_pruned_on_its_own_texts(
     assert shown.code == 0 and "num_layers: 2 → 1 (50%)" in shown.out
 
 
+def test_a_model_that_is_not_recognised_is_refused_by_its_first_block(
+    limbeck: Command, calibrated: tuple[str, ...], tmp_path: Path
+) -> None:
+    make_tokenizer(tmp_path / "neox")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=300, **sizes)).save_pretrained(tmp_path / "neox")
+    for size in ("num_layers=1", "--target=parameters=0.5"):
+        outcome = limbeck("prune", tmp_path / "neox", size, *calibrated)
+        assert outcome.code == 2 and "gpt_neox.layers.0 (GPTNeoXLayer) is not recognised" in outcome.complaint
+
+
 def test_mistakes_are_one_line(limbeck: Command, parent: Path, calibrated: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty.txt").write_text("")
     chosen = ("num_layers=4", *calibrated)
     for arguments, code, reason in (
         ((parent, *calibrated), 2, "--target parameters=0.5"),
@@ -146,7 +158,8 @@ def test_mistakes_are_one_line(limbeck: Command, parent: Path, calibrated: tuple
         ((parent, "num_heads=3", *calibrated), 2, "num_heads=3 is not a multiple"),
         ((parent, "num_layer=4", *calibrated), 2, "did you mean 'num_layers'?"),
         ((parent, "num_layers=4"), 2, "add --texts, --recipe or --chats"),
-        ((parent, "num_layers=4", "--texts", f"{tmp_path}/no/*.txt"), 1, "matches no file"),
+        ((parent, "num_layers=4", "--texts", f"{tmp_path}/no/*.txt"), 1, "matches no file: correct --texts"),
+        ((parent, "num_layers=4", "--texts", tmp_path / "empty.txt"), 1, "no calibration documents: --texts hold no text"),
         ((parent, "num_layers=4", "--texts", "a.txt", "--recipe", "quickstart"), 2, "give one of them"),
         ((parent, *chosen, "depth.kind=task", "depth.file=none.jsonl"), 1, "none.jsonl cannot be read"),
         ((parent, *chosen, "--heal-steps", 3, "--width-cap", 0.5), 2, "--heal-steps, --width-cap would do nothing"),

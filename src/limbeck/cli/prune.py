@@ -94,7 +94,7 @@ def prune(
         if target is None:
             _require_no_search({**thorough, **{f"{name}_cap": cap for name, cap in caps.items()}, **load})
             _require_sizes(model, values)
-            folder, table, lines = _to_sizes(spec, pruning, data, output or _folder(model, spec, pruning))
+            folder, table, lines = _to_sizes(model, spec, pruning, data, output=output)
         else:
             parsed = parse_target(target)
             from limbeck.surgery.search import Asked
@@ -108,9 +108,12 @@ Outcome = tuple[Path, dict[str, Any] | None, list[str]]
 """The folder, and of a search its table for machines and for people."""
 
 
-def _to_sizes(spec: HuggingFaceStudent, pruning: Pruning, data: Data | None, folder: Path) -> Outcome:
+def _to_sizes(model: str, spec: HuggingFaceStudent, pruning: Pruning, data: Data | None, *, output: Path | None) -> Outcome:
     from limbeck.surgery.folder import prune_folder
+    from limbeck.surgery.identity import parent_of
 
+    parent_of(spec)  # names the block that is not recognised; counting knows the type alone
+    folder = output or _folder(model, spec, pruning)
     _require_writable(folder)
     return prune_folder(spec.model_copy(update={"prune": pruning}), data=data, to=folder), None, []
 
@@ -126,7 +129,7 @@ def _to_target(
         _require_writable(output)
     searched = search(spec, values, asked, data=data)
     pruning = best_pruning(searched, values)
-    folder, *_ = _to_sizes(spec, pruning, data, output or _folder(model, spec, pruning))
+    folder, *_ = _to_sizes(model, spec, pruning, data, output=output)
     table = found_values(searched, model=model, values=values, asked=asked)
     write_search(table, folder)
     return folder, table, found_lines(searched, asked)
@@ -207,5 +210,11 @@ def _keys_as_given() -> Iterator[None]:
     try:
         yield
     except (SpecError, DataError) as error:
-        text = str(error).replace("student.prune.", "").replace("student.prune", "prune").replace("student.model=", "")
+        text = str(error).replace("student.prune.calibration.texts.paths", "--texts")
+        text = (
+            text.replace("student.prune.calibration.texts holds", "--texts hold")
+            .replace("student.prune.", "")
+            .replace("student.prune", "prune")
+            .replace("student.model=", "")
+        )
         raise type(error)(text.replace("set calibration.texts", "add --texts, --recipe or --chats")) from error

@@ -28,16 +28,18 @@ from limbeck.plan.pruned import pruned_config
 from limbeck.progress import say
 from limbeck.spec.base import parse
 from limbeck.spec.data import Data
-from limbeck.spec.prune import Pruning
+from limbeck.spec.prune import Pruning, TaskScore
 from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.pretrained import load_causal_lm
 from limbeck.surgery import heal as healing
 from limbeck.surgery.bypass import ModelReader, mean_nats
 from limbeck.surgery.calibration import calibration_rows
-from limbeck.surgery.decode_time import decode_ms, fitted_decode_ms
+from limbeck.surgery.decode_time import decode_ms, device_name, fitted_decode_ms
+from limbeck.surgery.depth_costs import TASK_KEY
 from limbeck.surgery.identity import digest_of, parent_of
 from limbeck.surgery.importance import products_dtype
 from limbeck.surgery.prune import prune
+from limbeck.surgery.task_score import read_task
 
 FORMAT = 2
 """Of what is known of shapes: another one where it is measured otherwise."""
@@ -110,6 +112,11 @@ def search(
     config = student_config(spec.model_copy(update={"prune": None}))
     whole = costs_of(config, asked.workload)
     tokenizer = load_tokenizer(parent.source.model, **parent.source.arguments)
+    base = base_pruning(values)
+    if isinstance(base.depth, TaskScore):
+        read_task(base.depth.file, limit=1, key=TASK_KEY)
+    rows = calibration_rows(base.calibration, tokenizer, data=data)
+    heldout, read = _parted(rows)
     amount_of, whole_amount = _amounts(config, whole, asked, tokenizer, device=device)
     wanted = asked.target.of(whole_amount, name=spec.model)
     found = find_shapes(
@@ -123,8 +130,6 @@ def search(
         caps=asked.caps,
     )
     say(f"{found.counted:,} shapes counted, {found.near:,} within {asked.tolerance:.0%}: measuring {len(found.shapes)}")
-    rows = calibration_rows(base_pruning(values).calibration, tokenizer, data=data)
-    heldout, read = _parted(rows)
     model = load_causal_lm(spec).to(device).requires_grad_(False)
     if asked.heal_steps:
         healing.with_head(model)  # refuses what cannot be healed before anything is measured
@@ -226,7 +231,7 @@ class _Bench:
                 "pruning": pruning.model_dump(mode="json"),
                 "rows": rows,
                 "heal": [steps, healing.PEAK_LR, healing.BATCH_TOKENS.get(self.device.type)] if steps else None,
-                "timed": asdict(self.asked.workload) | {"device": str(self.device)} if latency else None,
+                "timed": asdict(self.asked.workload) | {"device": device_name(self.device)} if latency else None,
             }
         )
 
