@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_world import make_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 Command = Callable[..., Any]
 IDLE = 2
@@ -108,6 +108,14 @@ def test_a_target_is_searched_for(limbeck: Command, parent: Path, calibrated: tu
     assert same.code == 0 and json.loads(same.out)["search"] == table
     other = limbeck("prune", parent, "--target", "parameters=0.5", "-o", tmp_path / "out", *calibrated)
     assert (other.code, "exists and holds something else" in other.complaint) == (2, True)
+    (tmp_path / "out" / "search.json").unlink()  # as where it is killed between the two
+    goes_on = limbeck("prune", parent, *asked, *calibrated, "--json")
+    assert goes_on.code == 0, goes_on.err
+    assert json.loads((tmp_path / "out" / "search.json").read_text(encoding="utf-8")) == table
+    (tmp_path / "out" / "search.json").unlink()
+    (tmp_path / "out" / "pruning.json").unlink()
+    foreign = limbeck("prune", parent, *asked, *calibrated)
+    assert (foreign.code, "exists and holds something else" in foreign.complaint) == (2, True)
 
 
 def test_the_student_of_a_run_is_pruned_on_its_own_texts(
@@ -128,9 +136,21 @@ def test_the_student_of_a_run_is_pruned_on_its_own_texts(
     assert shown.code == 0 and "num_layers: 2 → 1 (50%)" in shown.out
 
 
+def test_a_model_that_is_not_recognised_is_refused_by_its_first_block(
+    limbeck: Command, calibrated: tuple[str, ...], tmp_path: Path
+) -> None:
+    make_tokenizer(tmp_path / "neox")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=300, **sizes)).save_pretrained(tmp_path / "neox")
+    for size in ("num_layers=1", "--target=parameters=0.5"):
+        outcome = limbeck("prune", tmp_path / "neox", size, *calibrated)
+        assert outcome.code == 2 and "gpt_neox.layers.0 (GPTNeoXLayer) is not recognised" in outcome.complaint
+
+
 def test_mistakes_are_one_line(limbeck: Command, parent: Path, calibrated: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty.txt").write_text("")
     chosen = ("num_layers=4", *calibrated)
     for arguments, code, reason in (
         ((parent, *calibrated), 2, "--target parameters=0.5"),
@@ -138,10 +158,14 @@ def test_mistakes_are_one_line(limbeck: Command, parent: Path, calibrated: tuple
         ((parent, "num_heads=3", *calibrated), 2, "num_heads=3 is not a multiple"),
         ((parent, "num_layer=4", *calibrated), 2, "did you mean 'num_layers'?"),
         ((parent, "num_layers=4"), 2, "add --texts, --recipe or --chats"),
-        ((parent, "num_layers=4", "--texts", f"{tmp_path}/no/*.txt"), 1, "matches no file"),
+        ((parent, "num_layers=4", "--texts", f"{tmp_path}/no/*.txt"), 1, "matches no file: correct --texts"),
+        ((parent, "num_layers=4", "--texts", tmp_path / "empty.txt"), 1, "no calibration documents: --texts hold no text"),
         ((parent, "num_layers=4", "--texts", "a.txt", "--recipe", "quickstart"), 2, "give one of them"),
         ((parent, *chosen, "depth.kind=task", "depth.file=none.jsonl"), 1, "none.jsonl cannot be read"),
+        ((parent, *chosen, "--heal-steps", 3, "--width-cap", 0.5), 2, "--heal-steps, --width-cap would do nothing"),
+        ((parent, *chosen, "--context", 64), 2, "--context would do nothing: no shapes are searched; add --target"),
         ((parent, "--target", "size=0.5", *calibrated), 2, "is not QUANTITY=AMOUNT"),
+        ((parent, "--target", "parameters=0.6", "drop_types=full", *calibrated), 2, "are of one kind"),
         ((parent, "--target", "parameters=7B", *calibrated), 2, "is no less than the"),
         ((parent, "--target", "parameters=0.001", *calibrated), 2, "no shape on the grid"),
         ((tmp_path / "nothing", *chosen), 2, "nothing"),

@@ -9,7 +9,18 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.errors import SpecError
-from limbeck.plan.prune_shapes import Caps, Shape, candidates, find_shapes, grid_step, model_sizes, shaped, taken
+from limbeck.plan.prune_shapes import (
+    Caps,
+    GivenCaps,
+    Shape,
+    _counted,
+    candidates,
+    find_shapes,
+    grid_step,
+    model_sizes,
+    shaped,
+    taken,
+)
 from limbeck.plan.prune_steps import in_steps
 from limbeck.plan.prune_target import Costs, Target, Workload, costs_of, parse_target
 from limbeck.plan.pruned import pruned_config
@@ -85,6 +96,22 @@ def test_targets_are_shares_or_amounts(text: str, expected: Target):
     assert found.amount == pytest.approx(expected.amount)
 
 
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        ("parameters=12ms", "ms is no unit of parameters: write 70M"),
+        ("active_parameters=2GB", "GB is no unit of active_parameters"),
+        ("flops=2GB", "GB is no unit of flops: write 2G or 2GFLOPs"),
+        ("memory=12ms", "ms is no unit of memory: write bytes, such as 2GB"),
+        ("latency=2GB", "GB is no unit of latency: write milliseconds, such as 12ms"),
+        ("latency=2k", "k is no unit of latency"),
+    ],
+)
+def test_a_unit_belongs_to_its_quantity(text: str, unit: str):
+    with pytest.raises(SpecError, match=unit):
+        parse_target(text)
+
+
 @pytest.mark.parametrize("text", ["parameters", "size=0.5", "parameters=", "parameters=half", "parameters=0", "parameters=-1"])
 def test_what_is_no_target_is_refused(text: str):
     with pytest.raises(SpecError, match="--target"):
@@ -149,8 +176,39 @@ def test_a_kind_goes_beyond_the_caps_only_where_it_must():
     _, found = near(LLAMA, 0.85, top=50)
     assert not any(shape.beyond_caps for shape in found.shapes)
     assert any(shape.kind == "depth" and shape.sizes == {"num_layers": 8} for shape in near(LLAMA, 0.82, top=50)[1].shapes)
-    _, tight = near(LLAMA, 0.82, top=50, caps=Caps(width=0.4, depth=0.05))
-    assert {shape.kind for shape in tight.shapes if shape.beyond_caps} >= {"depth"}
+    _, far = near(LLAMA, 0.6, top=50)
+    assert {shape.kind for shape in far.shapes if shape.beyond_caps} >= {"depth"}
+
+
+def test_caps_that_are_given_are_kept():
+    _, found = near(LLAMA, 0.6, top=50, caps=GivenCaps(depth=0.1))
+    assert found.shapes and all(shape.sizes.get("num_layers", 10) >= 9 for shape in found.shapes)
+    with pytest.raises(SpecError, match="or a cap that is given"):
+        near(LLAMA, 0.4, caps=GivenCaps(width=0.1, depth=0.1))
+
+
+def test_no_shape_is_counted_twice(monkeypatch):
+    """Where the second pass goes over kinds that the first had no member of."""
+    counts: list[dict[str, int]] = []
+
+    def spied(config: Any, values: Any, sizes: dict[str, int], **others: Any) -> Any:
+        counts.append(sizes)
+        return _counted(config, values, sizes, **others)
+
+    monkeypatch.setattr("limbeck.plan.prune_shapes._counted", spied)
+    _, found = near(LLAMA, 0.6, top=50)
+    assert any(shape.beyond_caps for shape in found.shapes)
+    assert len({tuple(sorted(sizes.items())) for sizes in counts}) == len(counts)
+
+
+def test_layers_that_cannot_go_as_asked_are_refused():
+    for how, reason in (
+        ({"drop_types": "sliding"}, "all of the model's layers are of one kind"),
+        ({"keep_first": 6, "keep_last": 4}, "only 0 may go"),
+        ({"num_layers": 4, "contiguous": True, "keep_first": 5}, "only 4 may go"),
+    ):
+        with pytest.raises(SpecError, match=reason):
+            near(LLAMA, 0.6, how)
 
 
 def test_sizes_that_are_set_stay_in_every_shape():
@@ -189,7 +247,7 @@ def test_layers_go_as_the_pattern_allows():
     types = ["sliding_attention"] * 3 + ["full_attention"]
     config = {**LLAMA, "model_type": "olmo3", "num_hidden_layers": 12, "layer_types": types * 3, "sliding_window": 16}
     values = {"drop_types": "proportional", "keep_first": 0, "keep_last": 0}
-    _, found = near(config, 0.6, values, top=200, tolerance=0.2, caps=Caps(width=0.4, depth=0.7))
+    _, found = near(config, 0.6, values, top=200, tolerance=0.2, caps=GivenCaps(width=0.4, depth=0.7))
     depths = {shape.sizes["num_layers"] for shape in found.shapes if "num_layers" in shape.sizes}
     assert depths and depths <= {4, 8}
     assert all(len(shape.config["layer_types"]) == shape.config["num_hidden_layers"] for shape in found.shapes)

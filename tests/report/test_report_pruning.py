@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from limbeck.cli.show_pruned import pruned_values
 from limbeck.drawing import write_figure
 from limbeck.errors import LimbeckError
 from limbeck.report.pruning import pruning_file, pruning_lines, read_pruning
@@ -91,6 +92,22 @@ def test_what_was_not_measured_has_no_column(record: dict[str, Any], tmp_path: P
     record |= {"influence": None, "depth": None}
     text = [line.plain for line in pruning_lines(read_pruning(written(record, tmp_path)))]
     assert not any("influence" in line or "loss_rise" in line for line in text)
+
+
+def test_only_differences_have_a_sign_and_steps_are_told(record: dict[str, Any], tmp_path: Path):
+    told = "influence and cost: of the model before the first step"
+    rise = [line.plain for line in pruning_lines(read_pruning(written(record, tmp_path)))]
+    assert "+0.5000" in rise[-3] and told not in rise
+    record |= {"depth": {"measures": ["error", "right_nats"], "costs": [[[1], [0.5, 3.0]]]}, "pruning": {"steps": 2}}
+    task = [line.plain for line in pruning_lines(read_pruning(written(record, tmp_path)))]
+    assert "0.5000/3.0000" in task[-4] and "+" not in task[-4] and task[-1] == told
+
+
+def test_what_is_no_number_is_not_known(record: dict[str, Any], tmp_path: Path):
+    record |= {"influence": [0.4, float("nan"), 0.05, 0.2], "depth": {"measures": ["l"], "costs": [[[1], [float("inf")]]]}}
+    view = read_pruning(written(record, tmp_path))
+    assert [layer.influence for layer in view.layers] == [0.4, None, 0.05, 0.2] and view.layers[1].cost is None
+    json.dumps(pruned_values(view), allow_nan=False)
 
 
 def test_the_figure_has_rows_for_layers_and_a_strip_for_channels(record: dict[str, Any], tmp_path: Path):

@@ -350,9 +350,14 @@ def test_rows_are_full_and_speak_of_many_documents(parent, tmp_path):
     assert len(rows) == 4 and torch.equal(torch.stack(rows[2:]), torch.stack(chats[:2]))
     one_of_each = calibration_rows(mixed.model_copy(update={"samples": 1}), tokenizer)
     assert len(one_of_each) == 2 and torch.equal(one_of_each[0], rows[0]) and torch.equal(one_of_each[1], chats[0])
-    (tmp_path / "chats.jsonl").write_text('{"messages": "no"}')
-    with pytest.raises(SpecError, match="line 1: not a chat"):
-        calibration_rows(mixed, tokenizer)
+    for wrong in ("no", []):
+        (tmp_path / "chats.jsonl").write_text("\n" + json.dumps({"messages": wrong}))
+        with pytest.raises(SpecError, match=r"chats\.jsonl, line 2: not a chat"):
+            calibration_rows(mixed, tokenizer)
+    (tmp_path / "empty.txt").write_text("")
+    nothing = Calibration(texts=FileTexts(paths=(f"{tmp_path}/empty.txt",)))
+    with pytest.raises(DataError, match=r"student\.prune\.calibration\.texts holds no text"):
+        calibration_rows(nothing, tokenizer)
 
 
 def scored(influence: list[float]) -> Scores:

@@ -8,8 +8,9 @@ import torch
 from small_models import llama, random_rows, written_rows
 from tiny_world import make_tokenizer
 
+from limbeck.cli.prune_search import found_lines
 from limbeck.data.tokenizers import load_tokenizer
-from limbeck.errors import DivergedError, SpecError
+from limbeck.errors import DataError, DivergedError, SpecError
 from limbeck.plan.prune_target import Workload, parse_target
 from limbeck.spec.base import parse
 from limbeck.spec.prune import Pruning
@@ -90,6 +91,56 @@ def test_latency_is_guessed_for_all_and_measured_for_some(spec, values, monkeypa
         truth = 2.0 + layers + each.parameters / 2e4
         assert each.decode_ms == pytest.approx(truth) and each.shape.amount == pytest.approx(truth, rel=0.01)
         assert abs(truth / (0.75 * clock(model)) - 1) <= 0.06
+
+
+def test_where_guesses_prove_wrong_the_nearest_is_first_and_it_is_said(spec, values, monkeypatch):
+    """On a clock by which what is cut takes twice as long as what is built."""
+
+    def clock(model: Any, *_: Any, **__: Any) -> float:
+        return 2.0 + sum(parameter.numel() for parameter in model.parameters()) / 2e4
+
+    monkeypatch.setattr("limbeck.surgery.decode_time.decode_ms", clock)
+    monkeypatch.setattr("limbeck.surgery.search.decode_ms", lambda *each, **others: 2 * clock(*each, **others))
+    asked = Asked(parse_target("latency=0.75"), top=3, workload=Workload(context=16))
+    found = search(spec, values, asked, data=None, device=CPU)
+    off = [each.decode_ms / found.wanted - 1 for each in found.ranked if each.decode_ms is not None]
+    assert len(off) == 3 and off == sorted(off) and min(off) > 0.5
+    said = found_lines(found, asked)[-1]
+    assert said.startswith("no measured shape is within 5%; the nearest is ") and f"({off[0]:+.1%})" in said
+    near = Asked(parse_target("parameters=0.6"), top=1)
+    assert not any("no measured" in line for line in found_lines(search(spec, values, near, data=None, device=CPU), near))
+
+
+def test_a_latency_search_is_repeated_without_a_clock(spec, values, monkeypatch):
+    """And after a kill in the middle of the probes none is timed twice."""
+    ticks: list[float] = []
+
+    def clock(*_: Any, **__: Any) -> float:
+        ticks.append(100.0 - len(ticks))
+        if len(ticks) == 3:
+            raise KeyboardInterrupt
+        return ticks[-1]
+
+    monkeypatch.setattr("limbeck.surgery.decode_time.decode_ms", clock)
+    monkeypatch.setattr("limbeck.surgery.search.decode_ms", clock)
+    asked = Asked(parse_target("latency=0.97"), top=1, workload=Workload(context=16))
+    with pytest.raises(KeyboardInterrupt):
+        search(spec, values, asked, data=None, device=CPU)
+    found = search(spec, values, asked, data=None, device=CPU)
+    assert found.whole_amount == 100.0 and ticks[:4] == [100.0, 99.0, 98.0, 97.0]
+    count = len(ticks)
+    assert search(spec, values, asked, data=None, device=CPU) == found and len(ticks) == count
+    probes = len(["layers", "channels", "neurons", "groups", "all of them"])
+    assert count == 1 + 1 + probes + 1  # what was killed, the model, its probes, the shape that was cut
+
+
+def test_texts_chats_and_tasks_are_read_before_anything_is_timed(spec, values, monkeypatch):
+    monkeypatch.setattr("limbeck.surgery.search.fitted_decode_ms", lambda *_, **__: pytest.fail("timed"))
+    asked = Asked(parse_target("latency=0.5"))
+    with pytest.raises(DataError, match=r"student\.prune\.depth\.file=none\.jsonl"):
+        search(spec, {**values, "depth": {"kind": "task", "file": "none.jsonl"}}, asked, data=None, device=CPU)
+    with pytest.raises(DataError, match="no chat template"):
+        search(spec, {"calibration": {**values["calibration"], "chats": "none.jsonl"}}, asked, data=None, device=CPU)
 
 
 def test_decoding_is_timed(spec):

@@ -14,7 +14,7 @@ from limbeck.cli.prune_search import found_lines, found_values, require_same_sea
 from limbeck.cli.show_pruned import pruned_values, show_lines
 from limbeck.errors import DataError, SpecError
 from limbeck.paths import require_writable
-from limbeck.plan.prune_shapes import SIZE_KEYS, Caps, base_pruning
+from limbeck.plan.prune_shapes import SIZE_KEYS, GivenCaps, base_pruning
 from limbeck.plan.prune_target import Workload, parse_target
 from limbeck.report.pruning import PRUNING, read_pruning
 from limbeck.runs import open_run
@@ -52,13 +52,32 @@ def prune(
             metavar="QUANTITY=AMOUNT",
         ),
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0.001, max=0.5, help="How near the target, as a share.")] = 0.05,
-    top: Annotated[int, typer.Option(min=1, help="Shapes near the target that are cut and measured.")] = 5,
-    heal_steps: Annotated[int, typer.Option(min=0, help="Steps that each of them is trained before it is ranked.")] = 0,
-    width_cap: Annotated[float, typer.Option(min=0.0, max=0.95, help="The most that a shape loses of any width.")] = 0.4,
-    depth_cap: Annotated[float, typer.Option(min=0.0, max=0.95, help="The most that it loses of its layers.")] = 0.2,
-    context: Annotated[int, typer.Option(min=1, help="Tokens of context for FLOPs, memory and latency.")] = 2048,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts at once for memory and latency.")] = 1,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0.001, max=0.5, help="How near the target, as a share; default: 0.05.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Shapes near the target that are cut and measured; default: 5.")
+    ] = None,
+    heal_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps that each of them is trained before it is ranked; default: 0.")
+    ] = None,
+    width_cap: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=0.95,
+            help="The most that a shape loses of any width; default: 0.4, and more (starred) for a kind of shape (narrower, "
+            "shallower, both) that has none near the target otherwise.",
+        ),
+    ] = None,
+    depth_cap: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=0.95, help="The most that it loses of its layers; default: 0.2, and more as with widths."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of context for FLOPs, memory and latency; default: 2048.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Texts at once for memory and latency; default: 1.")] = None,
     as_json: Json = False,
 ) -> None:
     """Take channels, neurons, heads, experts or layers out of a model, the least important ones, and save what stays.
@@ -68,16 +87,19 @@ def prune(
     """
     values, data = _values(overrides or [], texts=texts, chats=chats), _data(model, texts=texts, recipe=recipe)
     spec = HuggingFaceStudent(model=model_of(model))
+    thorough = {"tolerance": tolerance, "top": top, "heal_steps": heal_steps}
+    caps, load = {"width": width_cap, "depth": depth_cap}, {"context": context, "batch_size": batch_size}
     with _keys_as_given():
         pruning = base_pruning(values)  # says what is wrong with them, whether a size is among them or not
         if target is None:
+            _require_no_search({**thorough, **{f"{name}_cap": cap for name, cap in caps.items()}, **load})
             _require_sizes(model, values)
-            folder, table, lines = _to_sizes(spec, pruning, data, output or _folder(model, spec, pruning))
+            folder, table, lines = _to_sizes(model, spec, pruning, data, output=output)
         else:
-            parsed, workload = parse_target(target), Workload(context, batch_size)
+            parsed = parse_target(target)
             from limbeck.surgery.search import Asked
 
-            asked = Asked(parsed, tolerance, top, heal_steps, Caps(width_cap, depth_cap), workload)
+            asked = Asked(parsed, **_given(thorough), caps=GivenCaps(**caps), workload=Workload(**_given(load)))
             folder, table, lines = _to_target(model, spec, values, asked, data, output=output)
     _tell(folder, spec, recipe=recipe, as_json=as_json, table=table, lines=lines)
 
@@ -86,9 +108,12 @@ Outcome = tuple[Path, dict[str, Any] | None, list[str]]
 """The folder, and of a search its table for machines and for people."""
 
 
-def _to_sizes(spec: HuggingFaceStudent, pruning: Pruning, data: Data | None, folder: Path) -> Outcome:
+def _to_sizes(model: str, spec: HuggingFaceStudent, pruning: Pruning, data: Data | None, *, output: Path | None) -> Outcome:
     from limbeck.surgery.folder import prune_folder
+    from limbeck.surgery.identity import parent_of
 
+    parent_of(spec)  # names the block that is not recognised; counting knows the type alone
+    folder = output or _folder(model, spec, pruning)
     _require_writable(folder)
     return prune_folder(spec.model_copy(update={"prune": pruning}), data=data, to=folder), None, []
 
@@ -100,11 +125,11 @@ def _to_target(
     from limbeck.surgery.search import best_pruning, search
 
     if output is not None:
-        require_same_search(output, model=model, values=values, asked=asked)
+        require_same_search(output, model=model, parent=spec.model, values=values, asked=asked)
         _require_writable(output)
     searched = search(spec, values, asked, data=data)
     pruning = best_pruning(searched, values)
-    folder, *_ = _to_sizes(spec, pruning, data, output or _folder(model, spec, pruning))
+    folder, *_ = _to_sizes(model, spec, pruning, data, output=output)
     table = found_values(searched, model=model, values=values, asked=asked)
     write_search(table, folder)
     return folder, table, found_lines(searched, asked)
@@ -128,6 +153,15 @@ def _data(model: str, *, texts: list[str] | None, recipe: str | None) -> Data | 
     if recipe is not None:
         return load_recipe(recipe).data
     return open_run(model).recipe.data if is_run(model) and not texts else None
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _require_no_search(options: dict[str, Any]) -> None:
+    if idle := [f"--{name.replace('_', '-')}" for name in _given(options)]:
+        raise SpecError(f"{', '.join(idle)} would do nothing: no shapes are searched; add --target, or remove them")
 
 
 def _require_sizes(model: str, values: dict[str, Any]) -> None:
@@ -176,5 +210,11 @@ def _keys_as_given() -> Iterator[None]:
     try:
         yield
     except (SpecError, DataError) as error:
-        text = str(error).replace("student.prune.", "").replace("student.prune", "prune").replace("student.model=", "")
+        text = str(error).replace("student.prune.calibration.texts.paths", "--texts")
+        text = (
+            text.replace("student.prune.calibration.texts holds", "--texts hold")
+            .replace("student.prune.", "")
+            .replace("student.prune", "prune")
+            .replace("student.model=", "")
+        )
         raise type(error)(text.replace("set calibration.texts", "add --texts, --recipe or --chats")) from error

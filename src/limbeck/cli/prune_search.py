@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from limbeck.cli.output import human, table
 from limbeck.errors import SpecError
 from limbeck.paths import write_atomically
+from limbeck.plan.prune_shapes import Caps
 from limbeck.plan.prune_target import UNITS
+from limbeck.report.pruning import PRUNING, read_pruning
 
 if TYPE_CHECKING:  # torch is imported when something is pruned, not when the command line starts
     from limbeck.surgery.search import Asked, Measured, Searched
@@ -37,24 +39,34 @@ def found_lines(searched: "Searched", asked: "Asked") -> list[str]:
         f"values of {asked.workload.context:,} tokens, {asked.workload.batch_size} at once",
     ]
     if any(each.shape.beyond_caps for each in searched.ranked):
+        caps = asked.caps.over(Caps())
         lines.append(
-            f"*: loses more than {asked.caps.width:.0%} of a width or {asked.caps.depth:.0%} of the layers: no shape of that "
+            f"*: loses more than {caps.width:.0%} of a width or {caps.depth:.0%} of the layers: no shape of that "
             "kind meets the target otherwise"
+        )
+    nearest = searched.ranked[0]
+    if abs(nearest.departure(searched.wanted)) > asked.tolerance:
+        lines.append(
+            f"no measured shape is within {asked.tolerance:.0%}; the nearest is {_shape(nearest)} "
+            f"({nearest.departure(searched.wanted):+.1%}): raise --top or --tolerance"
         )
     return lines
 
 
+def _shape(each: "Measured") -> str:
+    return " ".join(f"{name}={size}" for name, size in each.shape.sizes.items())
+
+
 def _row(each: "Measured", searched: "Searched", *, healed: bool, latency: bool) -> list[str]:
     shape, costs = each.shape, each.shape.costs
-    amount = each.decode_ms if each.decode_ms is not None else shape.amount
     row = [
-        " ".join(f"{name}={size}" for name, size in shape.sizes.items()) + ("*" if shape.beyond_caps else ""),
+        _shape(each) + ("*" if shape.beyond_caps else ""),
         shape.kind,
         human(each.parameters),
         human(costs.active_parameters),
         human(costs.flops),
         human(costs.memory, "B"),
-        f"{amount / searched.wanted - 1:+.1%}",
+        f"{each.departure(searched.wanted):+.1%}",
         f"{each.loss_pruned:.4f}",
     ]
     row += [f"{each.loss_healed:.4f}" if each.loss_healed is not None else "-"] if healed else []
@@ -94,13 +106,16 @@ def write_search(values: dict[str, Any], folder: Path) -> None:
     write_atomically(folder / SEARCH, json.dumps(values, indent=1, allow_nan=False))
 
 
-def require_same_search(folder: Path, *, model: str, values: dict[str, Any], asked: "Asked") -> None:
-    """`SpecError` where a folder is there already that something else was written to."""
+def require_same_search(folder: Path, *, model: str, parent: str, values: dict[str, Any], asked: "Asked") -> None:
+    """`SpecError` where a folder is there already that something else was written to. `parent` is what `model` stands for."""
     if not folder.exists():
         return
-    path = folder / SEARCH
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if known.get("asked") != json.loads(json.dumps(_asked(model, values, asked))):
+    path, pruned = folder / SEARCH, folder / PRUNING
+    if path.is_file():
+        same = json.loads(path.read_text(encoding="utf-8")).get("asked") == json.loads(json.dumps(_asked(model, values, asked)))
+    else:  # killed between the two files, or not of a search: whether it is the best shape's is known after it
+        same = pruned.is_file() and read_pruning(pruned).parent == parent
+    if not same:
         raise SpecError(f"{folder} exists and holds something else: name another folder")
 
 

@@ -2,9 +2,9 @@
 
 All combinations of sizes on a grid are counted from the configuration alone, as Model Optimizer's search does (NVIDIA,
 `modelopt/torch/prune/plugins/mcore_minitron.py`): the grid is as fine as its own at the sizes it was made for (256 of 4,096
-channels, 512 of some 12,000 neurons), and no axis of width loses more than 40 %, nor depth more than 20 %, unless nothing else
-meets the target. Nearness to the target says nothing of quality, so what is taken is mixed: some that are narrower, some that
-are shallower, some of both. Free of torch.
+channels, 512 of some 12,000 neurons), and no axis of width loses more than 40 %, nor depth more than 20 %, unless no shape
+of that kind meets the target; a cap that is given is kept. Nearness to the target says nothing of quality, so what is taken is
+mixed: some that are narrower, some that are shallower, some of both. Free of torch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from limbeck.errors import SpecError
 from limbeck.plan.prune_target import Costs, Workload, costs_of
-from limbeck.plan.pruned import pruned_config, sizes_of
+from limbeck.plan.pruned import layer_types, pruned_config, sizes_of
+from limbeck.plan.pruned_layers import choice as layer_choice
 from limbeck.spec.base import parse
 from limbeck.spec.prune import LAYER_CHOICE, Pruning
 
@@ -48,6 +49,20 @@ class Caps:
 
 
 RELAXED = Caps(width=0.8, depth=0.75)
+
+
+@dataclass(frozen=True)
+class GivenCaps:
+    """Caps that are kept. None: those of `Caps`, and of `RELAXED` for kinds of shapes that have no member otherwise."""
+
+    width: float | None = None
+    depth: float | None = None
+
+    def over(self, caps: Caps) -> Caps:
+        """Those that are given, and the others of `caps`."""
+        return Caps(
+            width=caps.width if self.width is None else self.width, depth=caps.depth if self.depth is None else self.depth
+        )
 
 
 @dataclass(frozen=True)
@@ -91,27 +106,51 @@ def find_shapes(
     workload: Workload,
     tolerance: float,
     top: int,
-    caps: Caps | None = None,
+    caps: GivenCaps | None = None,
 ) -> Found:
     """Shapes within `tolerance` of `wanted`. `values` are Pruning's without what is searched: sizes in it stay as they are.
 
-    Kinds of shapes that the caps leave no member of go beyond them. `SpecError` where no shape meets the target.
+    Kinds of shapes that the caps leave no member of go beyond those that are not given. `SpecError` where no shape meets the
+    target.
     """
     asked = parse_values(values)
     base_pruning(values)  # says what is wrong with them, where no size is set either
     if asked is not None:
         pruned_config(dict(config), asked)  # what is set must be possible, or no shape is
+    _require_choice(config, values)
+    given = caps or GivenCaps()
     counted: list[Shape] = []
-    for limit, kinds in ((caps or Caps(), KINDS), (RELAXED, ())):
+    seen: set[frozenset[tuple[str, int]]] = set()
+    for limit, kinds in ((given.over(Caps()), KINDS), (given.over(RELAXED), ())):
         near = [shape for shape in counted if abs(shape.departure) <= tolerance]
         for sizes in candidates(config, asked, caps=limit, kinds=kinds or _missing(near)):
+            if (name := frozenset(sizes.items())) in seen:
+                continue
+            seen.add(name)
             shape = _counted(config, values, sizes, wanted=wanted, amount_of=amount_of, workload=workload)
             if shape is not None:
-                counted.append(replace(shape, beyond_caps=limit is RELAXED))
+                counted.append(replace(shape, beyond_caps=not kinds))
     near = [shape for shape in counted if abs(shape.departure) <= tolerance]
     if not near:
         raise SpecError(_none_near(counted, wanted, tolerance))
     return Found(taken(near, top=top), len(counted), len(near))
+
+
+def _require_choice(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """That layers can go as they are asked to, at one depth at least; where they cannot, what is wrong at the largest."""
+    if values.get("layers") is not None or not any(name in values for name in (*LAYER_CHOICE, "num_layers")):
+        return
+    pruning, kinds, reasons = base_pruning(values), layer_types(config), []
+    for depth in range(len(kinds) - 1, 0, -1) if pruning.num_layers is None else [pruning.num_layers]:
+        try:
+            found = layer_choice(kinds, pruning.model_copy(update={"num_layers": depth}))
+            if pruning.contiguous and found.going:
+                found.blocks()
+            return
+        except SpecError as error:
+            reasons.append(error)
+    if reasons:
+        raise reasons[0]
 
 
 def _none_near(counted: Sequence[Shape], wanted: float, tolerance: float) -> str:
@@ -122,7 +161,7 @@ def _none_near(counted: Sequence[Shape], wanted: float, tolerance: float) -> str
     return (
         f"no shape on the grid comes within {tolerance:.0%} of {wanted:,.6g}; the nearest is "
         f"{nearest.departure:+.1%} off ({sizes}): "
-        "raise --tolerance, or ask for another amount"
+        "raise --tolerance or a cap that is given, or ask for another amount"
     )
 
 

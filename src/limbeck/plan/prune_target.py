@@ -19,6 +19,22 @@ from limbeck.spec.base import nearest
 Quantity = Literal["parameters", "active_parameters", "flops", "memory", "latency"]
 UNITS: dict[Quantity, str] = {"parameters": "", "active_parameters": "", "flops": "FLOPs", "memory": "B", "latency": "ms"}
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+_SHARES = ("", "%")
+_COUNT = re.compile(r"[kmgbt]")
+_UNIT_OF: dict[Quantity, re.Pattern[str]] = {
+    "parameters": _COUNT,
+    "active_parameters": _COUNT,
+    "flops": re.compile(r"[kmgbt]|[kmgt]?flops"),
+    "memory": re.compile(r"[kmgt]?b?"),
+    "latency": re.compile("ms"),
+}
+_EXAMPLES: dict[Quantity, str] = {
+    "parameters": "70M or 3.5B",
+    "active_parameters": "70M or 3.5B",
+    "flops": "2G or 2GFLOPs",
+    "memory": "bytes, such as 2GB",
+    "latency": "milliseconds, such as 12ms",
+}
 _AMOUNT = re.compile(r"([0-9.]+(?:e[0-9]+)?)\s*(%|ms|[kmgt]?b|[kmgt]?(?:flops)?)", re.IGNORECASE)
 
 
@@ -82,6 +98,10 @@ def parse_target(text: str) -> Target:
     if match is None or not number:
         raise SpecError(f"--target {text}: {value!r} is no amount: write a share (0.5) or a number (70M, 3.5B, 2GB, 12ms)")
     suffix = match[2].lower()
+    if suffix not in _SHARES and not _UNIT_OF[_quantity(name)].fullmatch(suffix):
+        raise SpecError(
+            f"--target {text}: {match[2]} is no unit of {name}: write {_EXAMPLES[_quantity(name)]}, or a share (0.5)"
+        )
     if suffix == "%" or (suffix == "" and number <= 1):
         return Target(_quantity(name), share=number / 100 if suffix == "%" else number)
     return Target(_quantity(name), amount=number * _factor(suffix, name))

@@ -61,6 +61,8 @@ class PruningView:
     """Of every channel of the residual stream, whether it stays."""
     cost_measures: tuple[str, ...] = ()
     """What `cost` holds."""
+    steps: int = 1
+    """In which it was pruned; influence and cost are of the model before the first."""
 
     @property
     def axes(self) -> list[str]:
@@ -82,7 +84,7 @@ def pruning_file(target: str | Path) -> Path | None:
 def read_pruning(path: Path) -> PruningView:
     """What a `pruning.json` says; `LimbeckError` where it is damaged."""
     try:
-        return _view(json.loads(path.read_text(encoding="utf-8")))
+        return _view(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None))  # NaN: not known
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise LimbeckError(f"{path} is damaged: restore it, or prune again") from error
 
@@ -92,7 +94,7 @@ def _view(record: Mapping[str, Any]) -> PruningView:
     stay = {layer: place for place, layer in enumerate(kept["layers"])}
     influence = record["influence"] or [None] * before["num_layers"]
     depth = record.get("depth") or {"measures": [], "costs": []}
-    costs = {layers[0]: tuple(cost) for layers, cost in depth["costs"] if len(layers) == 1}
+    costs = {layers[0]: tuple(cost) for layers, cost in depth["costs"] if len(layers) == 1 and None not in cost}
     layers = tuple(
         PrunedLayer(
             place,
@@ -105,7 +107,8 @@ def _view(record: Mapping[str, Any]) -> PruningView:
         for place, kind in enumerate(before["layer_types"])
     )
     hidden = _mask(kept["hidden"], before["hidden_size"])
-    return PruningView(str(record["parent"]["model"]), before, after, layers, hidden, tuple(depth["measures"]))
+    steps = int(record.get("pruning", {}).get("steps", 1))
+    return PruningView(str(record["parent"]["model"]), before, after, layers, hidden, tuple(depth["measures"]), steps)
 
 
 def _kept(record: Mapping[str, Any], place: int) -> dict[str, tuple[bool, ...]]:
@@ -141,7 +144,10 @@ def pruning_lines(view: PruningView) -> list[Text]:
     titles += [TITLES.get(axis, axis).ljust(_BAR + 5) for axis in view.axes]
     kind = "type".ljust(9) if view.interleaved else ""
     lines.append(Text(f"layer  {'':9}{kind}{'  '.join(titles)}".rstrip(), style="bold"))
-    return lines + [_layer_line(layer, view, largest=largest, with_costs=with_costs) for layer in view.layers]
+    lines += [_layer_line(layer, view, largest=largest, with_costs=with_costs) for layer in view.layers]
+    if view.steps > 1 and titles[: len(titles) - len(view.axes)]:
+        lines.append(Text("influence and cost: of the model before the first step"))
+    return lines
 
 
 def _count(sizes: Mapping[str, Any]) -> str:
@@ -167,7 +173,8 @@ def _layer_line(layer: PrunedLayer, view: PruningView, *, largest: float, with_c
     if largest and layer.influence is not None:
         cells.append(f"{_bar(layer.influence / largest)} {layer.influence:.4f}".ljust(_BAR + 7))
     if with_costs:
-        cells.append("/".join(f"{each:+.4f}" for each in layer.cost or ()).ljust(18))
+        sign = "+" if view.cost_measures == ("loss_rise_nats",) else ""  # others are no differences
+        cells.append("/".join(f"{each:{sign}.4f}" for each in layer.cost or ()).ljust(18))
     for axis in view.axes:
         share = layer.share(axis)
         cells.append(("" if share is None else f"{_bar(share)} {share:4.0%}").ljust(_BAR + 5))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck.errors import SpecError
-from limbeck.plan.pruned import Sizes, layer_types, own_student, sizes_of
+from limbeck.plan.pruned import TYPES, Sizes, layer_types, own_student, sizes_of
 from limbeck.surgery.axes import ARCHITECTURES, Architecture, Axes, Axis, own_architecture
 
 
@@ -108,6 +108,8 @@ class Anatomy:
 def anatomy_of(model: Any) -> Anatomy:
     """Take a model apart; `SpecError` names the first module that is not known, and the architectures that are."""
     config = model.config.to_dict()
+    if config["model_type"] not in TYPES:
+        raise unrecognised(model)
     sizes = sizes_of(config)
     student = own_student(config)
     if student is None:
@@ -116,6 +118,17 @@ def anatomy_of(model: Any) -> Anatomy:
         architecture = own_architecture(student.layout.layers[0].attention.qk_norm)
     axes = {name: _axes(name, tensor, architecture, sizes) for name, tensor in model.state_dict().items()}
     return Anatomy(model, sizes, tuple(layer_types(config)), architecture, axes)
+
+
+def unrecognised(model: Any) -> SpecError:
+    """The refusal of a model of a type that is not known, by its first block."""
+    lists = ((name, each) for name, each in model.named_modules() if isinstance(each, nn.ModuleList) and len(each))
+    name, blocks = next(lists, ("", [model]))
+    place = f"{name}.0" if name else "the model"
+    return SpecError(
+        f"student.prune: {place} ({type(blocks[0]).__name__}) is not recognised: a model of "
+        f"type {model.config.model_type!r} cannot be pruned (those that can: {', '.join(TYPES)})"
+    )
 
 
 def _axes(name: str, tensor: Tensor, architecture: Architecture, sizes: Sizes) -> Axes:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from limbeck.data.token_store import TokenStore, prepare, prepare_texts
 from limbeck.data.tokenizers import Tokenizer
-from limbeck.errors import SpecError
+from limbeck.errors import DataError, SpecError
 from limbeck.evals.chat import chat_text, plain_tokens, require_template
 from limbeck.gguf_folder import remembered_sha256
 from limbeck.paths import cache_folder
@@ -95,7 +95,11 @@ def scores_key(identity: str, tokenizer: Tokenizer, calibration: Calibration, da
 def _texts(calibration: Calibration, tokenizer: Tokenizer, data: Data | None) -> TokenStore | None:
     """Tokenised, without the held-out documents where they are a recipe's training texts; None where chats are all there is."""
     if calibration.texts is not None:
-        return prepare_texts(calibration.texts, tokenizer, title="calibration")
+        try:
+            return prepare_texts(calibration.texts, tokenizer, title="calibration")
+        except DataError as error:
+            reason = str(error).replace("data.…", f"{_KEY}.texts.").replace("data.train", f"{_KEY}.texts")
+            raise DataError(reason) from error
     if data is not None:
         return prepare(data, tokenizer)[0]
     if calibration.chats is None:
@@ -114,13 +118,22 @@ def _chats(path: Path, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     with _chats_file(str(path)).open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield plain_tokens(tokenizer, chat_text(tokenizer, _messages(line, f"{path}, line {number}"), answers=False))
+                yield plain_tokens(tokenizer, _chat(tokenizer, line, source=f"{path}, line {number}"))
+
+
+def _chat(tokenizer: Tokenizer, line: bytes, *, source: str) -> str:
+    try:
+        return chat_text(tokenizer, _messages(line, source), answers=False)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
 
 
 def _messages(line: bytes, source: str) -> Sequence[dict[str, str]]:
     try:
         messages = json.loads(line)["messages"]
         complete = [{"role": str(each["role"]), "content": str(each["content"])} for each in messages]
+        if not complete:
+            raise ValueError("no messages")
     except (ValueError, KeyError, TypeError) as error:
         raise SpecError(f"{source}: not a chat ({{'messages': [{{'role': …, 'content': …}}, …]}})") from error
     return complete

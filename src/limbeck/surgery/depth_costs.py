@@ -21,7 +21,7 @@ from limbeck.surgery.identity import digest_of
 from limbeck.surgery.loss_rise import LossCost
 from limbeck.surgery.task_score import TaskCost, read_task
 
-FORMAT = 2
+FORMAT = 3
 """Of costs: another one where they are measured otherwise."""
 TASK_KEY = "student.prune.depth.file"
 

@@ -171,7 +171,7 @@ def _save(
         for path in partial.glob("*.safetensors"):
             path.chmod(0o644)  # safetensors writes for the owner alone, and a model folder is there to be read
         _save_tokenizer(tokenizer, Path(parent.source.model), partial)
-        (partial / PRUNING).write_text(json.dumps(about, separators=(",", ":")), encoding="utf-8")
+        (partial / PRUNING).write_text(json.dumps(about, separators=(",", ":"), allow_nan=False), encoding="utf-8")
         (partial / "README.md").write_text(model_card(about), encoding="utf-8")
 
 

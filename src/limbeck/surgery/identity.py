@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from limbeck.errors import SpecError
+from limbeck.plan.pruned import TYPES
 from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.causal_lm import transformers_quiet
 from limbeck.students.pretrained import Source, source_of, vocabulary
+from limbeck.surgery.anatomy import unrecognised
 from limbeck.teachers.files import TeacherFiles, weights_digest
 
 _VOLATILE = ("transformers_version", "_name_or_path", "limbeck_student", "dtype", "torch_dtype")
@@ -33,7 +37,10 @@ class Parent:
 
 
 def parent_of(spec: HuggingFaceStudent) -> Parent:
-    """Where a model lies and what tells it from others. A hub model's configuration is downloaded where it is not here."""
+    """Where a model lies and what tells it from others. A hub model's configuration is downloaded where it is not here.
+
+    `SpecError` for one that is not recognised, which names its first block.
+    """
     from transformers import AutoConfig
 
     vocab_size, source = vocabulary(spec), source_of(spec)
@@ -41,8 +48,19 @@ def parent_of(spec: HuggingFaceStudent) -> Parent:
     if weights is None:
         raise SpecError(f"student.model={spec.model} has no weights that could be pruned (*.safetensors)")
     with transformers_quiet(f"student.model={spec.model} cannot be read", error=SpecError):
-        config = AutoConfig.from_pretrained(source.model, **source.arguments).to_dict()
+        found = AutoConfig.from_pretrained(source.model, **source.arguments)
+    config = found.to_dict()
+    if config["model_type"] not in TYPES:
+        _refuse(found)
     return Parent(source, weights, config, vocab_size)
+
+
+def _refuse(config: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with transformers_quiet("student.model cannot be built", error=SpecError), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    raise unrecognised(model)
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

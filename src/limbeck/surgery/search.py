@@ -22,22 +22,24 @@ from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import SpecError
 from limbeck.paths import cache_folder, write_atomically
 from limbeck.plan.pretrained import student_config
-from limbeck.plan.prune_shapes import AmountOf, Caps, Found, Shape, base_pruning, find_shapes, probe_sizes, shaped
+from limbeck.plan.prune_shapes import AmountOf, Found, GivenCaps, Shape, base_pruning, find_shapes, probe_sizes, shaped
 from limbeck.plan.prune_target import Costs, Target, Workload, costs_of
 from limbeck.plan.pruned import pruned_config
 from limbeck.progress import say
 from limbeck.spec.base import parse
 from limbeck.spec.data import Data
-from limbeck.spec.prune import Pruning
+from limbeck.spec.prune import Pruning, TaskScore
 from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.pretrained import load_causal_lm
 from limbeck.surgery import heal as healing
 from limbeck.surgery.bypass import ModelReader, mean_nats
 from limbeck.surgery.calibration import calibration_rows
-from limbeck.surgery.decode_time import decode_ms, fitted_decode_ms
+from limbeck.surgery.decode_time import decode_ms, device_name, fitted_decode_ms
+from limbeck.surgery.depth_costs import TASK_KEY
 from limbeck.surgery.identity import digest_of, parent_of
 from limbeck.surgery.importance import products_dtype
 from limbeck.surgery.prune import prune
+from limbeck.surgery.task_score import read_task
 
 FORMAT = 2
 """Of what is known of shapes: another one where it is measured otherwise."""
@@ -55,7 +57,7 @@ class Asked:
     top: int = 5
     """Shapes that are cut and measured."""
     heal_steps: int = 0
-    caps: Caps = field(default_factory=Caps)
+    caps: GivenCaps = field(default_factory=GivenCaps)
     workload: Workload = field(default_factory=Workload)
 
 
@@ -77,6 +79,10 @@ class Measured:
         """By which shapes are ranked."""
         return self.loss_pruned if self.loss_healed is None else self.loss_healed
 
+    def departure(self, wanted: float) -> float:
+        """From the target, as a share: of what was measured, as what latency was guessed to be may prove wrong."""
+        return (self.shape.amount if self.decode_ms is None else self.decode_ms) / wanted - 1
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -89,7 +95,7 @@ class Searched:
     """Of the model before, on the same rows."""
     found: Found
     ranked: tuple[Measured, ...]
-    """The best first; those beyond the tolerance by measured latency last."""
+    """The best first; those beyond the tolerance by measured latency last, the nearest of them first."""
     rows: int
     tokens: int
     """That were read for each loss."""
@@ -106,6 +112,11 @@ def search(
     config = student_config(spec.model_copy(update={"prune": None}))
     whole = costs_of(config, asked.workload)
     tokenizer = load_tokenizer(parent.source.model, **parent.source.arguments)
+    base = base_pruning(values)
+    if isinstance(base.depth, TaskScore):
+        read_task(base.depth.file, limit=1, key=TASK_KEY)
+    rows = calibration_rows(base.calibration, tokenizer, data=data)
+    heldout, read = _parted(rows)
     amount_of, whole_amount = _amounts(config, whole, asked, tokenizer, device=device)
     wanted = asked.target.of(whole_amount, name=spec.model)
     found = find_shapes(
@@ -119,22 +130,21 @@ def search(
         caps=asked.caps,
     )
     say(f"{found.counted:,} shapes counted, {found.near:,} within {asked.tolerance:.0%}: measuring {len(found.shapes)}")
-    rows = calibration_rows(base_pruning(values).calibration, tokenizer, data=data)
-    heldout, read = _parted(rows)
     model = load_causal_lm(spec).to(device).requires_grad_(False)
     if asked.heal_steps:
         healing.with_head(model)  # refuses what cannot be healed before anything is measured
     bench = _Bench(model, tokenizer, parent.identity, heldout, read, values, asked, data, device)
     measured = [bench.measured(shape) for shape in found.shapes]
-    ranked = sorted(measured, key=lambda each: (not _near(each, wanted, asked), each.loss))
+    ranked = sorted(measured, key=lambda each: _rank(each, wanted, asked))
     tokens = sum(len(row) - 1 for row in heldout)
     loss = mean_nats(ModelReader(model), heldout)
     return Searched(whole, whole_amount, wanted, loss, found, tuple(ranked), len(heldout), tokens)
 
 
-def _near(measured: Measured, wanted: float, asked: Asked) -> bool:
-    """What latency was guessed to be may prove wrong."""
-    return measured.decode_ms is None or abs(measured.decode_ms / wanted - 1) <= asked.tolerance
+def _rank(measured: Measured, wanted: float, asked: Asked) -> tuple[bool, float]:
+    """By loss, and after those the shapes that proved beyond the tolerance, the nearest first."""
+    off = abs(measured.departure(wanted))
+    return (True, off) if off > asked.tolerance else (False, measured.loss)
 
 
 def _amounts(
@@ -221,7 +231,7 @@ class _Bench:
                 "pruning": pruning.model_dump(mode="json"),
                 "rows": rows,
                 "heal": [steps, healing.PEAK_LR, healing.BATCH_TOKENS.get(self.device.type)] if steps else None,
-                "timed": asdict(self.asked.workload) | {"device": str(self.device)} if latency else None,
+                "timed": asdict(self.asked.workload) | {"device": device_name(self.device)} if latency else None,
             }
         )
 

@@ -19,6 +19,9 @@ from limbeck.evals.local_tasks import Problem, read_problems
 from limbeck.surgery.bypass import ModelReader, bypassed
 from limbeck.surgery.cheapest import Cost
 
+_HOPELESS_NATS = 1e9
+"""Of a choice whose likelihood is no number: finite, as files of costs are JSON."""
+
 
 class TaskCost:
     """How badly a task is answered without some layers: the share of wrong answers, then the nats of the right choices."""
@@ -32,7 +35,9 @@ class TaskCost:
     def __call__(self, places: Sequence[int]) -> Cost:
         """Without these layers. Where several choices are right, the likeliest of them counts."""
         with bypassed(self.layers, places):
-            nats = np.nan_to_num(np.asarray(continuation_nats(self.reader, self._rows)), nan=np.inf)
+            nats = np.nan_to_num(
+                np.asarray(continuation_nats(self.reader, self._rows)), nan=_HOPELESS_NATS, posinf=_HOPELESS_NATS
+            )
         stops = np.cumsum([len(problem.choices) for problem in self.problems])[:-1]
         wrong, right = [], []
         for problem, nats_C in zip(self.problems, np.split(nats, stops), strict=True):

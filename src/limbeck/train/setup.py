@@ -149,24 +149,31 @@ def open_texts(recipe: Recipe) -> Texts:
         if theirs.backend.get_vocab() != tokenizer.backend.get_vocab():
             raise SpecError(
                 f"data.tokenizer={recipe.data.tokenizer} (vocabulary of {tokenizer.size}) is not the teacher's "
-                f"({files.name}, {theirs.size}): a signal is about the teacher's ids; remove data.tokenizer"
+                f"({files.name}, {theirs.size}): a signal is about the teacher's ids; remove data.tokenizer, "
+                "or take a teacher with that tokenizer (distillation across tokenizers is not in Limbeck yet)"
             )
     if source is not None and source.model != tokenizer.folder:
-        _check_reads(source, tokenizer)
+        _check_reads(source, tokenizer, has_teacher=files is not None and needs_teacher(recipe.objective))
     train, heldout = prepare(recipe.data, tokenizer)
     return Texts(tokenizer, train, heldout, files)
 
 
-def _check_reads(source: Source, tokenizer: Tokenizer) -> None:
+def _check_reads(source: Source, tokenizer: Tokenizer, *, has_teacher: bool) -> None:
     """Refuse texts in other ids than those that a pretrained student knows; where it comes without a tokenizer, none is."""
     try:
         own = load_tokenizer(source.model, **source.arguments)
     except DataError:
         return
     if own.backend.get_vocab() != tokenizer.backend.get_vocab():
+        remedy = (
+            "a signal is about the teacher's ids, so take a teacher with the student's tokenizer (distillation across "
+            "tokenizers is not in Limbeck yet)"
+            if has_teacher
+            else "set data.tokenizer to the student's"
+        )
         raise SpecError(
             f"student.model={source.model} reads other tokens (a vocabulary of {own.size}) than {tokenizer.folder} writes "
-            f"({tokenizer.size}): set data.tokenizer to the student's, or choose a teacher that shares it"
+            f"({tokenizer.size}): {remedy}"
         )
 
 
