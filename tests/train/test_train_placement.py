@@ -144,7 +144,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-
 def pool(teachers: int) -> dict[str, Any]:
     return {"placement": {"kind": "pool", "teachers": teachers}}
 
