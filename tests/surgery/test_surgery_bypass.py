@@ -1,5 +1,6 @@
 """Layers bypassed, against models from which the layers are deleted; choices by cost, against all that could be chosen."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -163,6 +164,15 @@ def test_a_task_is_answered_by_the_likeliest_choice(teacher_folder: Path):
     singles = {place: cost([place]) for place in range(4)}
     found = cheapest(one_by_one(4, going=1), cost, contiguous=False, title="test")
     assert set(range(4)) - set(found.stay) == {min(singles, key=singles.__getitem__)}
+
+
+def test_answers_that_are_no_numbers_are_wrong_and_cost_a_finite_sum(teacher_folder: Path):
+    model, tokenizer = llama(), load_tokenizer(str(teacher_folder))
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    problems = [Problem("Q: peace\nA:", ("yes", "no"), (label,)) for label in (0, 1)]
+    error, right = TaskCost(ModelReader(model), model.model.layers, problems, tokenizer)([1])
+    assert error == 1.0 and json.loads(json.dumps([right], allow_nan=False))[0] > 1e6
 
 
 def test_sentences_are_compared_whole(teacher_folder: Path):

@@ -86,6 +86,7 @@ def found_values(searched: "Searched", *, model: str, values: dict[str, Any], as
             "loss_pruned_nats": each.loss_pruned,
             "loss_healed_nats": each.loss_healed,
             "decode_ms": each.decode_ms,
+            "departure": each.departure(searched.wanted),
         }
         for each in searched.ranked
     ]

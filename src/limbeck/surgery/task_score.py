@@ -41,7 +41,7 @@ class TaskCost:
         stops = np.cumsum([len(problem.choices) for problem in self.problems])[:-1]
         wrong, right = [], []
         for problem, nats_C in zip(self.problems, np.split(nats, stops), strict=True):
-            wrong.append(int(nats_C.argmin()) not in problem.labels)
+            wrong.append(int(nats_C.argmin()) not in problem.labels or nats_C.min() >= _HOPELESS_NATS)
             right.append(min(nats_C[list(problem.labels)]))
         return float(np.mean(wrong)), float(np.mean(right))
 
