@@ -171,7 +171,7 @@ class Custom(_Divergence):
 
 
 PairTerm = ReverseKL | JensenShannon | SkewKL
-Term = Annotated[
+AnyTerm = (
     CrossEntropy
     | ForwardKL
     | DecoupledKL
@@ -181,9 +181,9 @@ Term = Annotated[
     | SampledReverseKL
     | HardLabels
     | HiddenStates
-    | Custom,
-    Field(discriminator="kind"),
-]
+    | Custom
+)
+Term = Annotated[AnyTerm, Field(discriminator="kind")]
 
 
 class EntropyRange(Spec):
@@ -248,19 +248,7 @@ class Mixture(_Objective):
         return self
 
 
-AnyObjective = (
-    CrossEntropy
-    | ForwardKL
-    | DecoupledKL
-    | ReverseKL
-    | JensenShannon
-    | SkewKL
-    | SampledReverseKL
-    | HardLabels
-    | HiddenStates
-    | Custom
-    | Mixture
-)
+AnyObjective = AnyTerm | Mixture
 Objective = Annotated[AnyObjective, Field(discriminator="kind")]
 
 
