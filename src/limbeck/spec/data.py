@@ -1,5 +1,6 @@
 """Which texts, cut into which documents, read by which tokenizer, packed how."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -48,16 +49,69 @@ class DatasetTexts(_Texts):
     field: str = "text"
 
 
-Texts = Annotated[SotuTexts | FileTexts | DatasetTexts, Field(discriminator="kind")]
+class ChatTexts(Spec):
+    """Chats in JSONL files: `messages` with role, content and perhaps `thinking`, rendered by the tokenizer's own template.
+
+    A chat may say how much its assistant thinks (`effort_field`: low, medium or high), which the template is told. What an
+    assistant thinks is its trace.
+    """
+
+    kind: Literal["chats"] = "chats"
+    paths: tuple[str, ...] = Field(min_length=1)
+    field: str = "messages"
+    effort_field: str = "reasoning_effort"
+    efforts: tuple[str, ...] | None = None
+    """Chats of these efforts alone; None: of all."""
+    trace_caps: dict[str, PositiveInt] = Field(default_factory=dict)
+    """The longest trace of an effort, in tokens."""
+    longer: Literal["drop", "only"] = "drop"
+    """What becomes of chats whose trace is longer than its cap: left out and counted; or they alone are taken, the bucket for a
+    later stage of longer sequences."""
+    sample_tokens: PositiveInt | None = None
+    """Keep chats in the order of their ids until this many tokens."""
+
+
+Texts = Annotated[SotuTexts | FileTexts | DatasetTexts | ChatTexts, Field(discriminator="kind")]
+
+
+class Part(Spec):
+    """One of several sources of training texts."""
+
+    share: float = Field(gt=0, le=1)
+    """Of the sequences."""
+    texts: Texts
+
+
+class MixedTexts(Spec):
+    """Several sources, by the shares of the sequences that come from each."""
+
+    kind: Literal["mixture"] = "mixture"
+    parts: dict[str, Part] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = sum(part.share for part in self.parts.values())
+        if not math.isclose(total, 1.0, abs_tol=1e-9):
+            raise ValueError(f"the shares of parts sum to {total:g}: they must sum to 1")
+        return self
+
+
+TrainingTexts = Annotated[SotuTexts | FileTexts | DatasetTexts | ChatTexts | MixedTexts, Field(discriminator="kind")]
 
 
 class Data(Spec):
     """Training and held-out documents and the shape in which a student reads them."""
 
-    train: Texts
+    train: TrainingTexts
     heldout: Texts
     tokenizer: str | None = None
     """A folder or hub id; None means the teacher's."""
+    chat_template: str | None = None
+    """A Jinja file, or `harmony` (GPT-OSS's format), that takes the place of the tokenizer's own template."""
+    loss_on: tuple[str, ...] | None = None
+    """Of chats, the tokens that are learnt and measured, as `role` or `role.channel` (`assistant`, `assistant.final`,
+    `assistant.analysis`), with what ends them; None: all tokens."""
     sequence_length: PositiveInt = 512
-    packing: Literal["documents", "plain"] = "documents"
-    """'documents': attention and positions restart at every document. 'plain': a sequence is read as one text."""
+    packing: Literal["documents", "plain", "whole"] = "documents"
+    """'documents': attention and positions restart at every document. 'plain': a sequence is read as one text. 'whole': as
+    documents, but none is cut; sequences are filled by best fit, and what stays empty is padding, which is reported."""

@@ -13,17 +13,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from limbeck.spec.across_tokenizers import ALM, GOLD, ULD, AcrossTerm, ByteKL, ObjectiveSpec, ProjectedKL
 from limbeck.spec.base import Spec
-from limbeck.spec.signal import SampledSignal, Signal
+from limbeck.spec.signal import ChunksSignal, SampledSignal, Signal
 from limbeck.spec.weight import Balanced, Constant, Weight
 
 
-class _Objective(Spec):
-    z_loss_weight: float = Field(0.0, ge=0)
-    """Weight of (log of the softmax's denominator) squared, which keeps logits from drifting."""
-
-
-class _Divergence(_Objective):
+class _Divergence(ObjectiveSpec):
     temperature_squared: bool = True
     """Multiply by temperature squared, so that gradients keep their size across temperatures (Hinton et al. 2015)."""
 
@@ -35,7 +31,7 @@ class _PairDivergence(_Divergence):
     """The teacher is (1 - label_share) p + label_share * (the text's own token)."""
 
 
-class CrossEntropy(_Objective):
+class CrossEntropy(ObjectiveSpec):
     """Next-token cross-entropy on the text itself: no teacher."""
 
     kind: Literal["ce"] = "ce"
@@ -54,7 +50,7 @@ class ForwardKL(_Divergence):
     tail: Literal["bucket", "text", "renormalised"] = "bucket"
 
 
-class DecoupledKL(_Objective):
+class DecoupledKL(ObjectiveSpec):
     """The two parts of a KL over K and its tail, apart, so that only the second is softened (LFM2, arXiv 2511.23404).
 
     mass_weight * KL(P_K || Q_K, both as coins, at temperature 1)
@@ -124,7 +120,7 @@ class SkewKL(_PairDivergence):
     scale: Literal["kl", "plain"] = "kl"
 
 
-class SampledReverseKL(_Objective):
+class SampledReverseKL(ObjectiveSpec):
     """KL(student || teacher) by the score of the tokens that the student drew (K. Lu et al., "On-Policy Distillation", 2025).
 
     With a the drawn token, q_s the student that drew it and A = -(log q_s(a) - log p(a)) held constant, the loss is
@@ -139,13 +135,13 @@ class SampledReverseKL(_Objective):
     kind: Literal["sampled_reverse_kl"] = "sampled_reverse_kl"
 
 
-class HardLabels(_Objective):
+class HardLabels(ObjectiveSpec):
     """Cross-entropy against the teacher's most probable token. Not a proper score: students become over-confident."""
 
     kind: Literal["hard"] = "hard"
 
 
-class HiddenStates(_Objective):
+class HiddenStates(ObjectiveSpec):
     """The student's final hidden states against a live teacher's (both after their final norm), for pruned students.
 
     'cosine': 1 - cos. 'mse': mean over the teacher's width of the squared difference. Where the widths differ, the student's
@@ -182,6 +178,11 @@ AnyTerm = (
     | HardLabels
     | HiddenStates
     | Custom
+    | ALM
+    | ULD
+    | GOLD
+    | ProjectedKL
+    | ByteKL
 )
 Term = Annotated[AnyTerm, Field(discriminator="kind")]
 
@@ -226,7 +227,7 @@ class WeightedTerm(Spec):
         return weight if isinstance(weight, Mapping | Spec) else {"kind": "constant", "value": weight}
 
 
-class Mixture(_Objective):
+class Mixture(ObjectiveSpec):
     """The weighted sum of several terms, for example 0.5 CE + 0.5 forward KL."""
 
     kind: Literal["mixture"] = "mixture"
@@ -245,6 +246,19 @@ class Mixture(_Objective):
             raise ValueError("weight.kind=balanced is for the term hidden alone: give the others a number")
         if balanced and len(balanced) == len(self.terms):
             raise ValueError("weight.kind=balanced has nothing to balance against: add a term with a number as its weight")
+        return self
+
+    @model_validator(mode="after")
+    def _across_beside_text(self) -> Self:
+        across = [weighted for weighted in self.terms if isinstance(weighted.term, AcrossTerm)]
+        others = [weighted.term.kind for weighted in self.terms if not isinstance(weighted.term, AcrossTerm | CrossEntropy)]
+        if across and others:
+            raise ValueError(
+                f"the term {others[0]} compares tokens of one vocabulary and the term {across[0].term.kind} chunks of text: "
+                "mix either with ce, not with each other"
+            )
+        if any(weighted.entropy is not None for weighted in across):
+            raise ValueError(f"the term {across[0].term.kind} applies everywhere: remove its entropy range")
         return self
 
 
@@ -267,6 +281,11 @@ def needs_teacher(objective: AnyObjective) -> bool:
 def needs_samples(objective: AnyObjective) -> bool:
     """Whether any term reads tokens that the student drew, and what it gave them."""
     return any(isinstance(weighted.term, SampledReverseKL) for weighted in terms(objective))
+
+
+def crosses_tokenizers(objective: AnyObjective) -> bool:
+    """Whether any term compares models that read other tokens."""
+    return any(isinstance(weighted.term, AcrossTerm) for weighted in terms(objective))
 
 
 def needs_hidden_states(objective: AnyObjective) -> bool:
@@ -293,7 +312,11 @@ def serving_signals(term: Term) -> tuple[str, ...]:
             return ("hard", *HEADED)
         case HiddenStates() | SampledReverseKL():
             return ("dense",)
-        case CrossEntropy() | Custom():
+        case ALM() | ULD() | GOLD() | ProjectedKL() | ByteKL():
+            return ("chunks",)
+        case CrossEntropy():
+            return ("hard", *HEADED, "sampled", "dense", "chunks")
+        case Custom():
             return ("hard", *HEADED, "sampled", "dense")
 
 
@@ -311,8 +334,15 @@ def check_signal(objective: AnyObjective, signal: Signal | None) -> None:
         elif signal.kind not in serving_signals(term):
             needed = " or ".join(serving_signals(term))
             raise ValueError(f"signal.kind={signal.kind} {_lack(term)}: {_named(term)} needs {needed}")
-        if weighted.entropy is not None and signal.kind == "hard":
-            raise ValueError("signal.kind=hard keeps no entropy, so terms cannot be shared out by it: use another signal")
+        if isinstance(term, AcrossTerm) and isinstance(signal, ChunksSignal) and signal.distribution not in term.distributions:
+            raise ValueError(
+                f"signal.distribution={signal.distribution} is not what {term.kind} reads: set it to "
+                f"{' or '.join(term.distributions)}"
+            )
+        if weighted.entropy is not None and signal.kind in ("hard", "chunks"):
+            raise ValueError(
+                f"signal.kind={signal.kind} keeps no entropy, so terms cannot be shared out by it: use another signal"
+            )
         if isinstance(term, SampledReverseKL) and getattr(signal, "temperature", 1.0) != 1.0:
             raise ValueError("objective sampled_reverse_kl reads tokens drawn at temperature 1: set signal.temperature=1")
         if isinstance(term, DecoupledKL) and getattr(signal, "temperature", 1.0) != 1.0:
@@ -330,6 +360,8 @@ def _lack(term: Term) -> str:
             return "leaves no tail"
         case HardLabels():
             return "has no top-1"
+        case ALM() | ULD() | GOLD() | ProjectedKL() | ByteKL():
+            return "is about the teacher's tokens and not about chunks of text"
         case HiddenStates():
             return "has no hidden states"
         case SampledReverseKL():

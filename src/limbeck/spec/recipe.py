@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from limbeck.spec.artifact import QuantisationAware, check_begins
 from limbeck.spec.base import Spec
 from limbeck.spec.budget import Budget
+from limbeck.spec.curriculum import Stage
 from limbeck.spec.data import Data
 from limbeck.spec.layout import ExpertsLayout
 from limbeck.spec.objective import Objective, check_signal, needs_samples, needs_teacher
@@ -14,7 +15,16 @@ from limbeck.spec.on_policy import OnPolicy, ServerEngine
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
 from limbeck.spec.parallel import Parallel, Replicated, Sharded
 from limbeck.spec.placement import Placement, SameDevice, TeacherPool
-from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
+from limbeck.spec.signal import (
+    ChunksSignal,
+    DenseSignal,
+    HardSignal,
+    HybridSignal,
+    SampledSignal,
+    Signal,
+    TopKSignal,
+    TopPSignal,
+)
 from limbeck.spec.sinks import Sink
 from limbeck.spec.student import HuggingFaceStudent, Student, UpcycledStudent
 from limbeck.spec.teacher import Teacher
@@ -65,6 +75,10 @@ class Recipe(Spec):
     averaging: Averaging = NoAveraging()
     """Of the weights; the average is what is measured and exported."""
     budget: Budget
+    curriculum: tuple[Stage, ...] = ()
+    """Stages, one after another, whose shares sum to 1; none: the recipe as it stands, throughout."""
+    milestones: tuple[float, ...] = ()
+    """Amounts of the budget, in its currency, at which the student is measured and kept as a folder."""
     batch: Batch = Batch()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
@@ -229,11 +243,13 @@ def _slug(signal: Signal) -> str:
             named += ["top1"] if signal.keep_top1 else []
         case HybridSignal(k=k, draws=draws):
             named = [f"hybrid-{k}-{draws}"]
+        case ChunksSignal(distribution=distribution, k=k):
+            named = ["chunks"] + ([] if distribution == "none" else [f"{distribution}-{k}"])
         case HardSignal() | DenseSignal():
             named = [signal.kind]
     if isinstance(signal, SampledSignal | HybridSignal) and signal.seed:
         named.append(f"seed{signal.seed}")
-    if not isinstance(signal, HardSignal) and signal.temperature != 1:
+    if not isinstance(signal, HardSignal | ChunksSignal) and signal.temperature != 1:
         named.append(f"t{_number(signal.temperature)}")
     if isinstance(signal, TopKSignal | TopPSignal | HybridSignal) and signal.values != "float16":
         named.append(signal.values)

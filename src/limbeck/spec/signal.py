@@ -104,6 +104,23 @@ class HardSignal(_SparseSignal):
     kind: Literal["hard"] = "hard"
 
 
+class ChunksSignal(_SparseSignal):
+    """For students of another tokenizer: the teacher's log-prob of each chunk of text that both tokenizers bound.
+
+    Rows are kept at the student's positions. `distribution` says what else is kept of a chunk, and of which of its positions:
+
+    - none: nothing;
+    - last: the teacher's `k` most probable tokens at the chunk's last token;
+    - mean: the `k` largest of the mean of the log-probs over the chunk's tokens, scaled to sum to 1;
+    - index: the `k` most probable tokens at the teacher's token of the same number in the document, whatever the chunk;
+    - bytes: the `k` most probable next bytes where the chunk begins (256 is the end of the document).
+    """
+
+    kind: Literal["chunks"] = "chunks"
+    distribution: Literal["none", "last", "mean", "index", "bytes"] = "none"
+    k: HeadSize = 64
+
+
 class DenseSignal(Spec):
     """The teacher's whole distribution. Only ever live: it is projected from hidden states inside the training step."""
 
@@ -112,7 +129,10 @@ class DenseSignal(Spec):
     live: Literal[True] = True
 
 
-StoredSignal = Annotated[TopKSignal | TopPSignal | SampledSignal | HybridSignal | HardSignal, Field(discriminator="kind")]
+StoredSignal = Annotated[
+    TopKSignal | TopPSignal | SampledSignal | HybridSignal | HardSignal | ChunksSignal, Field(discriminator="kind")
+]
 Signal = Annotated[
-    TopKSignal | TopPSignal | SampledSignal | HybridSignal | HardSignal | DenseSignal, Field(discriminator="kind")
+    TopKSignal | TopPSignal | SampledSignal | HybridSignal | HardSignal | ChunksSignal | DenseSignal,
+    Field(discriminator="kind"),
 ]
