@@ -11,7 +11,7 @@ from tiny_tokenizers import GROUPS_OF_THREE, ONE_BY_ONE, byte_fallback, byte_lev
 from tokenizers import normalizers
 
 from limbeck.data.alignment import Alignment, align
-from limbeck.data.token_bytes import byte_alphabet, token_bytes
+from limbeck.data.token_bytes import TokenBytes, byte_alphabet, token_bytes
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.data.vocabulary_pair import pieces, vocabulary_pair
 from limbeck.errors import DataError
@@ -229,3 +229,14 @@ def test_pieces_are_the_teachers_own_writing_of_each_token(tokenizers: dict[str,
         expected = teacher.backend.backend_tokenizer.encode(text, add_special_tokens=False).ids
         assert own.tolist() == expected
     assert empty > 100  # the lone bytes above 0x7F, and the special tokens
+
+
+def test_a_token_without_bytes_goes_with_the_one_before_it_or_the_first_chunk() -> None:
+    """Ids without a token, in a document of ids 0 (start), 3 (nothing), 1 ("a"), 2 ("b"), 4 (end)."""
+    content = (b"", b"a", b"b", b"", b"")
+    of = TokenBytes(content, content, 0, 4, None, np.array([True, False, False, True, True]), np.zeros(5, dtype=bool))
+    found = align(np.array([0, 3, 1, 3, 2, 4]), np.array([0, 3, 1, 2, 4]), student=of, teacher=of)
+    assert found.student_starts_C.tolist() == [1, 4, 5]
+    assert found.student_ends_C.tolist() == [4, 5, 6]
+    assert found.teacher_starts_C.tolist() == [1, 3, 4]
+    assert found.teacher_ends_C.tolist() == [3, 4, 5]

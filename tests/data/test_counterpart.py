@@ -94,3 +94,12 @@ def test_a_pair_has_a_counterpart_of_its_own(tmp_path: Path, student: Tokenizer,
     own = counterpart(store, texts=texts, student=student, teacher=student)
     assert own.tokens.path != found.tokens.path
     assert np.array_equal(own.tokens.tokens, store.tokens)
+
+
+def test_a_text_of_which_nothing_is_left_on_either_side_is_lost(tmp_path: Path) -> None:
+    dropping = [
+        byte_level(tmp_path / name, vocab_size=size, normalizer=normalizers.Replace("\u200b", ""))
+        for name, size in (("student", 300), ("teacher", 310))
+    ]
+    texts, store = stored(tmp_path / "texts", ["\u200b\u200b", *(f"the law {index}" for index in range(12))], dropping[0])
+    assert counterpart(store, texts=texts, student=dropping[0], teacher=dropping[1]).lost_N.tolist() == [True] + [False] * 12
