@@ -79,6 +79,8 @@ def test_shares_are_those_of_a_text_counted_by_hand(tokenizers: dict[str, Tokeni
     assert (found.numerals, found.numerals_alike) == (1, 0.0)
     again = text_statistics([",12345,6"], student=tokenizers["threes"], teacher=tokenizers["threes"])
     assert (again.one_to_one, again.numerals_alike) == (1.0, 1.0)
+    turned = text_statistics([",12345,6"], student=tokenizers["threes"], teacher=tokenizers["digits"])
+    assert (turned.one_to_one, turned.one_to_one_bytes, turned.numerals_alike) == (3 / 5, 3 / 8, 0.0)
 
 
 def test_the_verdict_follows_the_digits(tokenizers: dict[str, Tokenizer]) -> None:
