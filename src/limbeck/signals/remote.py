@@ -119,7 +119,7 @@ def is_published_as(path: Path | str, identity: StoreIdentity) -> bool:
     if not is_remote(path) or not is_published(path):
         return False
     held = fetch_manifest(*open_place(str(path)), url=str(path))[1]["plan"]["identity"]
-    found = list(differences(held, json.loads(canonical(dataclasses.asdict(identity)))))
+    found = list(differences(held, json.loads(canonical(identity.as_json()))))
     if found:
         raise StoreError(f"{path} holds another store ({'; '.join(found)}); name another URL, or delete it there")
     return True

@@ -11,10 +11,11 @@ from torch import Tensor
 from limbeck.signals.types import ChunkRows, DenseRows, SignalRows, SparseRows, StoredRows, sparse_target
 
 R = TypeVar("R", bound=SignalRows)
+S = TypeVar("S", bound=StoredRows)
 _POSITIONS_AT_ONCE = 256
 
 
-def concatenate(parts: Sequence[StoredRows]) -> StoredRows:
+def concatenate(parts: Sequence[S]) -> S:
     """One set of rows from several of the same kind, in order; narrower ones are padded: id 0, count 0, log-prob -inf."""
     first = parts[0]
     if len(parts) == 1:
@@ -37,14 +38,14 @@ def _joined(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat([torch.nn.functional.pad(value, (0, width - value.shape[1]), value=padding) for value in present])
 
 
-def split(rows: StoredRows, lengths: Sequence[int]) -> list[StoredRows]:
+def split(rows: S, lengths: Sequence[int]) -> list[S]:
     """The inverse of `concatenate`: so many rows each, every part as narrow as if it had been read alone."""
     values = {field.name: getattr(rows, field.name) for field in fields(rows)}
     parts = {name: value.split(list(lengths)) for name, value in values.items() if value is not None}
     return [_narrowed(replace(rows, **{name: part[index] for name, part in parts.items()})) for index in range(len(lengths))]
 
 
-def _narrowed(rows: StoredRows) -> StoredRows:
+def _narrowed(rows: S) -> S:
     """Without the columns that hold padding alone."""
     found = {field.name: getattr(rows, field.name) for field in fields(rows)}
     values: dict[str, Tensor] = {name: value for name, value in found.items() if value is not None}

@@ -180,6 +180,7 @@ def batch_loss(
             temperature=setup.temperature,
             moment=moment,
             projection=setup.projection,
+            across=setup.across,
             mask_T=batch.mask_BT.flatten().to(device) if batch.mask_BT is not None else None,
             normaliser=normaliser,
             softcap=setup.student.softcap,
