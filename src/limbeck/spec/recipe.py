@@ -234,17 +234,21 @@ class Recipe(Spec):
         if self.store is not None:
             return self.store
         teacher = self.teacher.slug if self.teacher is not None else "none"
-        pair = f"-for-{self._reader_slug}" if isinstance(self.signal, ChunksSignal) else ""
+        pair = f"-for-{model_slug(self.chunks_for)}" if self.chunks_for is not None else ""
         return f"{self.output}/stores/{teacher}-{self.signal_slug}{pair}"
 
     @property
-    def _reader_slug(self) -> str:
-        """The student's tokenizer as a name for folders."""
-        if self.data.tokenizer is not None:
-            return model_slug(self.data.tokenizer)
-        if isinstance(self.student, HuggingFaceStudent):
-            return model_slug(self.student.model)
-        return "itself"
+    def chunks_for(self) -> str | None:
+        """Of chunks, the folder or hub id that the student's tokenizer is from; None where it is the teacher's."""
+        if not isinstance(self.signal, ChunksSignal):
+            return None
+        own = self.student.model if isinstance(self.student, HuggingFaceStudent) else None
+        return self.data.tokenizer or own
+
+    @property
+    def scoring_pass(self) -> tuple[object, ...]:
+        """What is the same of recipes whose stores are written in one pass of a teacher over the texts."""
+        return self.teacher, self.data, isinstance(self.signal, ChunksSignal), self.chunks_for
 
     @property
     def run_path(self) -> str:

@@ -19,7 +19,7 @@ from limbeck.signals.manifest import discard
 from limbeck.signals.merge import Merged
 from limbeck.signals.remote import is_published_as, outgoing_folder, publish
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.signal import ChunksSignal, DenseSignal, StoredSignal
+from limbeck.spec.signal import DenseSignal, StoredSignal
 from limbeck.teachers.cache import Share, extend_store, store_identity, write_stores
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.train.interrupt import Interrupted, finish_the_step
@@ -46,17 +46,10 @@ def write_recipe_stores(recipes: Sequence[Recipe]) -> list[str]:
         raise _reads_none(recipes[0])
     while readers:
         first = readers[0]
-        together = [recipe for recipe in readers if _passes(recipe) == _passes(first)]
+        together = [recipe for recipe in readers if recipe.scoring_pass == first.scoring_pass]
         readers = [recipe for recipe in readers if recipe not in together]
         _write_together(together)
     return list(stores_of(recipes))
-
-
-def _passes(recipe: Recipe) -> tuple[object, ...]:
-    """What is the same of recipes whose stores one pass of a teacher writes. Chunks depend on the student's tokenizer."""
-    of_chunks = isinstance(recipe.signal, ChunksSignal)
-    student = recipe.student if of_chunks and recipe.data.tokenizer is None else None
-    return recipe.teacher, recipe.data, of_chunks, student
 
 
 def extend_recipe_store(path: Path, recipe: Recipe) -> Merged | None:

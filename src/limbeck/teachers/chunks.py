@@ -205,7 +205,7 @@ class _Document:
         heads, k = self._heads[number], self.signals[number].k
         chunks = self.text.chunks
         for start in range(0, len(logits_RV), _ROWS_AT_ONCE):
-            chunk_R = self._chunk_N[first + start : first + start + _ROWS_AT_ONCE]
+            chunk_R = self._chunk_N[first + start : first + min(start + _ROWS_AT_ONCE, len(logits_RV))]
             here = np.flatnonzero(chunk_R >= 0)
             found, which, counts = np.unique(chunk_R[here], return_inverse=True, return_counts=True)
             if not len(found):
