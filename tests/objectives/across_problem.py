@@ -69,7 +69,7 @@ class ChunkProblem:
 
 
 def chunk_problem(
-    lengths: tuple[int, ...] = (1, 2, 1, 3, 1, 1, 2, 1), *, seed: int = 0, k: int = 4, outcomes: int = len(TEACHER), width: int = 5
+    lengths: tuple[int, ...] = (1, 2, 1, 3, 1, 1, 2, 1), *, seed: int = 0, k: int = 4, outcomes: int = len(TEACHER)
 ) -> ChunkProblem:
     """Chunks of so many tokens, one after another; a negative number is of tokens in no chunk."""
     draw = torch.Generator().manual_seed(seed)
@@ -96,8 +96,8 @@ def chunk_problem(
         tail_T=torch.where(here_T, 1 - top.values.sum(-1), 0.0),
     )
     return ChunkProblem(
-        hidden_TD=torch.randn(total, width, generator=draw, dtype=torch.float64).requires_grad_(),
-        head_SD=torch.randn(len(STUDENT), width, generator=draw, dtype=torch.float64).requires_grad_(),
+        hidden_TD=torch.randn(total, 5, generator=draw, dtype=torch.float64).requires_grad_(),
+        head_SD=torch.randn(len(STUDENT), 5, generator=draw, dtype=torch.float64).requires_grad_(),
         targets_T=torch.randint(2, len(STUDENT), (total,), generator=draw),
         rows=rows,
         pair=toy_pair(),
@@ -120,7 +120,7 @@ def alm(t: Tensor, s: Tensor, temperature: float) -> Tensor:
 
 
 def joined(given: ChunkProblem, threshold: float) -> list[tuple[int, int, Tensor]]:
-    """First and last position and teacher's log-prob (with the boundary) of each joined run that counts, in one piece of text."""
+    """First and last position, and the teacher's log-prob with the boundary, of each joined run that counts."""
     runs: list[tuple[int, int, Tensor]] = []
     open_run: tuple[int, Tensor] | None = None
     previous = -2

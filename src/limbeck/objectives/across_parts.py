@@ -11,7 +11,6 @@ from math import log
 import torch
 from torch import Tensor
 
-from limbeck.errors import SpecError
 from limbeck.objectives.across_layout import Positions, Units, chunk_units, joined_units, single_units
 from limbeck.objectives.across_prepared import Across, Projection
 from limbeck.objectives.across_terms import coarse_forward_kl, likelihood_matching, shared_divergence, sorted_distance
@@ -21,6 +20,8 @@ from limbeck.objectives.schedule import Moment, weight_at
 from limbeck.signals.types import ChunkRows
 from limbeck.spec.across_tokenizers import ALM, GOLD, ULD, AcrossTerm, ByteKL, ProjectedKL
 from limbeck.spec.objective import Objective, terms
+
+AnyAcross = ALM | ULD | GOLD | ProjectedKL | ByteKL
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ def across_parts(objective: Objective, texts: Texts, *, across: Across, moment: 
     return parts
 
 
-def _part(term: AcrossTerm, texts: Texts, *, chunks: Units, across: Across) -> AcrossPart:
+def _part(term: AnyAcross, texts: Texts, *, chunks: Units, across: Across) -> AcrossPart:
     match term:
         case ALM():
             return _alm(term, texts, chunks=chunks, across=across)
@@ -121,8 +122,6 @@ def _part(term: AcrossTerm, texts: Texts, *, chunks: Units, across: Across) -> A
         case ByteKL():
             assert across.bytes is not None, "prepare_across was given another objective"
             return _projected(term, _byte_kl, texts, chunks=chunks, projection=across.bytes)
-        case _:
-            raise SpecError(f"objective {term.kind} is no term that Limbeck knows across tokenizers")
 
 
 def _has_ids(rows: ChunkRows) -> Tensor:
@@ -210,7 +209,7 @@ def _gold(beta: float, weight: float, across: Across, seen: Seen) -> Tensor:
 
 
 def _projected(
-    term: AcrossTerm,
+    term: AnyAcross,
     loss: Callable[[Projection, Seen], Tensor],
     texts: Texts,
     *,

@@ -1,7 +1,7 @@
 """Divergences across tokenizers, of one chunk each: no mask, no mean, no weight.
 
-t and s are a chunk's log-prob by the teacher and by the student. All is float32 (float64 for float64 inputs) and finite in value
-and gradient, whatever finite numbers come in.
+t and s are a chunk's log-prob by the teacher and by the student. All is float32 (float64 for float64 inputs), and finite in
+value and gradient whatever finite numbers come in.
 
 Shapes: C chunks or positions, K outcomes.
 """
