@@ -121,7 +121,8 @@ def _projection(
     outcome_Z: np.ndarray, token_Z: np.ndarray, weight_Z: np.ndarray, *, shape: tuple[int, int], device: torch.device | str
 ) -> Projection:
     places_2Z = torch.from_numpy(np.stack([outcome_Z, token_Z]))
-    map_OS = torch.sparse_coo_tensor(places_2Z, torch.from_numpy(weight_Z).float(), shape).coalesce()
+    weights_Z = torch.from_numpy(weight_Z).float()
+    map_OS = torch.sparse_coo_tensor(places_2Z, weights_Z, shape, check_invariants=True).coalesce()
     reached_O = torch.zeros(shape[0] + 1, dtype=torch.bool)
     reached_O[places_2Z[0]] = True
     return Projection(map_OS.to(device), reached_O.to(device))
