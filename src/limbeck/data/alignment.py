@@ -53,15 +53,16 @@ def align(
         spans = _common_bodies(student_bodies, teacher_bodies)
     found: list[np.ndarray] = []
     for s0, s1, t0, t1 in spans.tolist():
-        found.append(_align_span(student_tokens[s0:s1], teacher_tokens[t0:t1], student, teacher) + [s0, s0, t0, t0])
+        chunks_C4 = _align_span(student_tokens[s0:s1], teacher_tokens[t0:t1], student, teacher)
+        found.append(chunks_C4 + np.array([s0, s0, t0, t0]))
         if _is_special(student_tokens, s1, student) and _is_special(teacher_tokens, t1, teacher):
             found.append(np.array([[s1, s1 + 1, t1, t1 + 1]]))
     end = np.array([[len(student_tokens) - 1, len(student_tokens), len(teacher_tokens) - 1, len(teacher_tokens)]])
     both_end = student_tokens[-1] == student.end_id and teacher_tokens[-1] == teacher.end_id
     if both_end and not (found and (found[-1][-1:, [1, 3]] == end[:, [1, 3]]).any()):
         found.append(end)
-    chunks_C4 = np.concatenate(found).astype(np.int64) if found else np.zeros((0, 4), dtype=np.int64)
-    return Alignment(*(np.ascontiguousarray(column_C) for column_C in chunks_C4.T))
+    all_C4 = np.concatenate(found).astype(np.int64) if found else np.zeros((0, 4), dtype=np.int64)
+    return Alignment(*(np.ascontiguousarray(column_C) for column_C in all_C4.T))
 
 
 def _common_bodies(student_bodies: np.ndarray, teacher_bodies: np.ndarray) -> np.ndarray:
@@ -101,6 +102,6 @@ def _difference(of_student: bytes, of_teacher: bytes) -> str:
     first = int(unequal.argmax()) if unequal.any() else shorter
     shown = [one[max(first - 8, 0) : first + 8].decode("utf-8", errors="replace") for one in (of_student, of_teacher)]
     return (
-        f"the two tokenizers' bytes of a text differ at byte {first} ({shown[0]!r} and {shown[1]!r}): normalise the text first, "
+        f"the two tokenizers' bytes of a text differ at byte {first} ({shown[0]!r} and {shown[1]!r}): normalise the text, "
         "or leave it out"
     )

@@ -18,8 +18,8 @@ class VocabularyPair:
     student: TokenBytes
     teacher: TokenBytes
     equal_S: np.ndarray
-    """int64: the teacher's id of equal bytes, or of the same role (end, end of turn, start); -1 where there is none. No id of the
-    teacher occurs twice."""
+    """int64: the teacher's id of equal bytes, or of the same role (end, end of turn, start); -1 where there is none. No id of
+    the teacher occurs twice."""
 
 
 def vocabulary_pair(student: Tokenizer, teacher: Tokenizer) -> VocabularyPair:

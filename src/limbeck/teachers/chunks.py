@@ -25,7 +25,7 @@ from limbeck.signals.select import require_finite, select
 from limbeck.signals.types import ChunkRows, TopKRows
 from limbeck.spec.signal import ChunksSignal, TopKSignal
 from limbeck.spec.teacher import Context
-from limbeck.teachers.score import Passage, Reader, passages, score_logits
+from limbeck.teachers.score import Reader, passages, score_logits
 
 _ROWS_AT_ONCE = 64
 """Of log-probs over the whole vocabulary."""
