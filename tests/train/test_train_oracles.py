@@ -28,7 +28,8 @@ from limbeck.study.stores import write_recipe_stores
 from limbeck.teachers.cache import store_identity
 from limbeck.teachers.huggingface import load_teacher
 from limbeck.train.loop import batch_loss
-from limbeck.train.setup import Setup, open_setup, open_texts
+from limbeck.train.setup import Setup, open_setup
+from limbeck.train.texts import open_texts
 from limbeck.train.train import train
 
 VOCAB, ROWS = 300, 32

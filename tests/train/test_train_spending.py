@@ -14,8 +14,9 @@ from limbeck.runs import open_run
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
 from limbeck.study.stores import write_recipe_stores
-from limbeck.train import loop, setup
-from limbeck.train.setup import open_setup, open_texts
+from limbeck.train import loop, texts
+from limbeck.train.setup import open_setup
+from limbeck.train.texts import open_texts
 from limbeck.train.train import train
 
 TOKENS_PER_STEP = 4 * 32
@@ -216,14 +217,14 @@ def test_the_summary_is_the_last_record(values: dict[str, Any]) -> None:
 
 def test_a_teachers_revision_is_its_tokenizers_too(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str | None]] = []
-    original = setup.load_tokenizer
+    original = texts.load_tokenizer
 
     def load(folder: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
         asked.append((folder, revision))
         return original(local)
 
     local = values["teacher"]["model"]
-    monkeypatch.setattr(setup, "load_tokenizer", load)
+    monkeypatch.setattr(texts, "load_tokenizer", load)
     open_texts(recipe_of({**values, "teacher": {"kind": "huggingface", "model": "some/hub-id", "revision": "v2"}}))
     open_texts(recipe_of({**values, "teacher": {"kind": "huggingface", "model": local, "revision": "v2"}}))
     assert asked == [("some/hub-id", "v2"), (local, None)]

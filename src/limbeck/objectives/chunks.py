@@ -10,8 +10,8 @@ Shapes: C positions of a chunk, B of a block, V vocabulary, D student's width, E
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ PAIR_BLOCK_ELEMENTS = 2**22
 """Logits whose divergence from a dense teacher is taken at once: its half dozen intermediate results are this large each."""
 
 
+Reader = Callable[[Tensor, slice], Tensor]
+"""What an objective reads off the softmax [B, V] of the positions `slice`, at the first temperature: [B, ...], by autograd."""
+
+
 @dataclass(frozen=True)
 class RawStatistics:
     """Statistics before the division by temperature: `lse` has one tensor per temperature, the others are of z itself."""
@@ -45,11 +49,30 @@ class RawStatistics:
     """Of the last temperature."""
     teacher_log_prob_T: Tensor | None = None
     """Of a position's first id, at the dense teacher's temperature."""
+    read: tuple[Tensor, ...] = ()
+    """By the readers."""
 
     def leaves(self) -> tuple[Tensor, ...]:
         """The tensors that depend on the student, in the order that `Chunks.logit_gradient` takes their gradients."""
         expected = () if self.expected_T is None else (self.expected_T,)
-        return (*self.lse, self.logits_TK, *expected, *self.divergences)
+        return (*self.lse, self.logits_TK, *expected, *self.divergences, *self.read)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Of a block of positions: the softmax as a leaf, in the buffer of its chunk, and what was read off it."""
+
+    softmax_BV: Tensor
+    read: list[Tensor] = field(default_factory=list)
+
+    def gradient(self, of_read: Sequence[Tensor | None]) -> Tensor | None:
+        """Of the logits u, where q = softmax(u) has the gradient g: q (g - sum q g), in a tensor of its own."""
+        asked = [(read, given) for read, given in zip(self.read, of_read, strict=True) if given is not None]
+        if not asked:
+            return None
+        (slope_BV,) = torch.autograd.grad([read for read, _ in asked], self.softmax_BV, [given for _, given in asked])
+        q_BV = self.softmax_BV.detach()
+        return slope_BV.sub(torch.linalg.vecdot(q_BV, slope_BV)[:, None]).mul_(q_BV)
 
 
 class Chunks:
@@ -71,11 +94,16 @@ class Chunks:
         dtype: torch.dtype,
         divergences: tuple[PairTerm, ...] = (),
         softcap: float | None = None,
+        readers: tuple[Reader, ...] = (),
+        slices: tuple[slice, ...] = (),
     ) -> None:
         self.hidden_TD, self.head_VD = hidden_TD.detach().to(dtype), head_VD.detach().to(dtype)
         self.ids_TK, self.temperatures = ids_TK, temperatures
         self.total, vocabulary = len(hidden_TD), len(head_VD)
-        self.chunk = min(chunk_tokens or _power_of_two(CHUNK_ELEMENTS // vocabulary), max(1, self.total))
+        self.chunk = min(chunk_tokens or tokens_of_chunk(vocabulary), max(1, self.total))
+        self.readers, self.given_slices = readers, slices
+        if slices:
+            self.chunk = max(1, *(rows.stop - rows.start for rows in slices))
         on_cpu = hidden_TD.device.type == "cpu"
         self.block = max(1, CPU_BLOCK_ELEMENTS // vocabulary) if on_cpu else self.chunk
         shape, device = (self.chunk, vocabulary), hidden_TD.device
@@ -92,7 +120,9 @@ class Chunks:
             self.teacher_CV = torch.empty(shape, dtype=self.dtype, device=device)
 
     def slices(self) -> Iterator[slice]:
-        """The chunks; a single empty one when there are no positions."""
+        """The chunks: those asked for, or of one size; a single empty one when there are no positions."""
+        if self.given_slices:
+            return iter(self.given_slices)
         return (slice(start, min(start + self.chunk, self.total)) for start in range(0, max(1, self.total), self.chunk))
 
     def statistics(self, rows: slice) -> RawStatistics:
@@ -103,12 +133,28 @@ class Chunks:
                 block_BV.div_(self.softcap).tanh_().mul_(self.softcap)
         logits_CK = logits_CV.gather(1, self.ids_TK[rows]).to(self.dtype)
         expected_C, entropy_C = self._teacher_statistics(rows)
-        lse = []
+        lse: list[Tensor] = []
         for temperature, softmax_CV in zip(self.temperatures, self.softmaxes, strict=True):
             blocks = zip(logits_CV.split(self.block), softmax_CV[:size].split(self.block), strict=True)
             lse.append(torch.cat([_softmax(logits, temperature, out=softmax) for logits, softmax in blocks]))
         divergences, log_prob_C = self._divergences(rows), self._teacher_log_prob(rows)
-        return RawStatistics(tuple(lse), logits_CK, expected_C, entropy_C, divergences, log_prob_C)
+        return RawStatistics(tuple(lse), logits_CK, expected_C, entropy_C, divergences, log_prob_C, self._read(rows))
+
+    def _read(self, rows: slice) -> tuple[Tensor, ...]:
+        """Block by block, each with an autograd graph of its own, which `logit_gradient` goes back through."""
+        size = rows.stop - rows.start
+        self.readings: list[_Reading] = []
+        if not self.readers:
+            return ()
+        for start in range(0, max(1, size), self.block):
+            block = slice(start, min(start + self.block, size))
+            # `.data` has a version of its own: other blocks are overwritten before this one is gone back through.
+            softmax_BV = self.softmaxes[0][block].data.requires_grad_()
+            positions = slice(rows.start + block.start, rows.start + block.stop)
+            with torch.enable_grad():
+                self.readings.append(_Reading(softmax_BV, [reader(softmax_BV, positions) for reader in self.readers]))
+        columns = zip(*(reading.read for reading in self.readings), strict=True)
+        return tuple(torch.cat([part.detach() for part in column]) for column in columns)
 
     def _teacher_statistics(self, rows: slice) -> tuple[Tensor | None, Tensor | None]:
         """The dense teacher's probabilities, into their buffer; the expectation of z under them, and their entropy."""
@@ -159,7 +205,8 @@ class Chunks:
         """From gradients of the raw statistics' leaves to that of the chunk's logits, in the buffers. None means zero."""
         size = rows.stop - rows.start
         *lse, gathered_CK = gradients[: len(self.temperatures) + 1]
-        others = gradients[len(self.temperatures) + 1 :]
+        others = gradients[len(self.temperatures) + 1 : len(gradients) - len(self.readers)]
+        of_read = gradients[len(gradients) - len(self.readers) :]
         # d lse / d z = softmax / tau, d expected / d z = p, d gathered / d z = 1 at its id.
         weighted = [
             (softmax_CV[:size], gradient_C[:, None] / temperature)
@@ -172,7 +219,10 @@ class Chunks:
             weighted.append((self.softmaxes[0][:size], torch.zeros(size, 1, dtype=self.dtype, device=self.logits_CV.device)))
         for start in range(0, size, self.block):
             block = slice(start, min(start + self.block, size))
+            through_read_BV = self._through_read(block, of_read)  # before the softmax, its own leaf, is overwritten
             self._add_block_gradient(weighted, rows, block, others[1:])
+            if through_read_BV is not None:
+                weighted[0][0][block].add_(through_read_BV)
             if gathered_CK is not None:
                 weighted[0][0][block].scatter_add_(1, self.ids_TK[rows][block], gathered_CK[block])
             if self.softcap is not None:  # d c tanh(z / c) / d z = 1 - tanh^2
@@ -180,6 +230,13 @@ class Chunks:
                 weighted[0][0][block].mul_(slope_BV)
             _copy(weighted[0][0][block], out=self.logits_CV[block])
         return self.logits_CV[:size]
+
+    def _through_read(self, block: slice, of_read: tuple[Tensor | None, ...]) -> Tensor | None:
+        """The gradient of the block's logits through what was read off their softmax."""
+        if not self.readers:
+            return None
+        parts = [None if given is None else given[block] for given in of_read]
+        return self.readings[block.start // self.block].gradient(parts)
 
     def _add_block_gradient(
         self, weighted: list[tuple[Tensor, Tensor]], rows: slice, block: slice, divergences: tuple[Tensor | None, ...]
@@ -243,9 +300,9 @@ class Gradients:
             total.add_(part)
 
 
-def _power_of_two(bound: int) -> int:
-    """The largest one within the bound: batches are multiples of it, so that no thin chunk is left over."""
-    return 1 << max(0, bound.bit_length() - 1)
+def tokens_of_chunk(vocabulary: int) -> int:
+    """As many positions as memory is meant for, a power of two: batches are multiples of it, so no thin chunk is left over."""
+    return 1 << max(0, (CHUNK_ELEMENTS // vocabulary).bit_length() - 1)
 
 
 def _softmax(logits_CV: Tensor, temperature: float, *, out: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def forward_kl(statistics: HeadStatistics, target: SparseTarget) -> Tensor:
     cross_entropy_T = -(target.probs_TK * log_q_TK).sum(-1)
     if target.tail_T is not None:
         mass_T = torch.where(target.probs_TK > 0, log_q_TK.exp(), 0).sum(-1)
-        cross_entropy_T = cross_entropy_T - target.tail_T * _log_complement(mass_T)
+        cross_entropy_T = cross_entropy_T - target.tail_T * log_complement(mass_T)
     return cross_entropy_T - target.entropy_T
 
 
@@ -71,14 +71,14 @@ def coarse(statistics: HeadStatistics, target: SparseTarget, *, labels_T: Tensor
     real_TK = target.probs_TK > 0
     log_q_TK = torch.where(real_TK, statistics.gathered_TK - statistics.lse_T[:, None], 0.0)
     q_TK = torch.where(real_TK, log_q_TK.exp(), 0.0)
-    log_rest_T = _log_complement(q_TK.sum(-1))
+    log_rest_T = log_complement(q_TK.sum(-1))
     p_TK, tail_T = target.probs_TK.to(q_TK.dtype), target.tail_T.to(q_TK.dtype)
     if label_share:
         assert labels_T is not None
         hit_TK = (target.ids_TK == labels_T[:, None]) & real_TK
         p_TK = (1 - label_share) * p_TK + label_share * hit_TK.to(p_TK.dtype)
         tail_T = (1 - label_share) * tail_T + label_share * (~hit_TK.any(-1)).to(p_TK.dtype)
-    tail_T = tail_T.clamp(min=_floor(q_TK.dtype))
+    tail_T = tail_T.clamp(min=smallest_tail(q_TK.dtype))
     log_p_TK = torch.where(real_TK, p_TK, 1.0).log()
     return Pair(
         p_TJ=torch.cat([p_TK, tail_T[:, None]], 1),
@@ -132,7 +132,7 @@ def mass_kl(statistics: HeadStatistics, target: SparseTarget) -> Tensor:
     q_TK = torch.where(target.probs_TK > 0, (statistics.gathered_TK - statistics.lse_T[:, None]).exp(), 0.0)
     log_head_T = _log_mass(statistics, target)
     entropy_T = torch.special.entr(head_T) + torch.special.entr(target.tail_T)
-    return -head_T * log_head_T - target.tail_T * _log_complement(q_TK.sum(-1)) - entropy_T
+    return -head_T * log_head_T - target.tail_T * log_complement(q_TK.sum(-1)) - entropy_T
 
 
 def conditional_kl(statistics: HeadStatistics, target: SparseTarget, *, temperature: float) -> Tensor:
@@ -171,15 +171,15 @@ def dense_forward_kl(statistics: HeadStatistics) -> Tensor:
     return statistics.lse_T - statistics.expected_T - statistics.teacher_entropy_T
 
 
-def _log_complement(mass_T: Tensor) -> Tensor:
+def log_complement(mass_T: Tensor) -> Tensor:
     """log(1 - mass), where mass carries rounding: below the floor the value stays, the gradient is the floor's.
 
     A clamp would have no gradient there, and a student that has lost all its tail would never get it back.
     """
-    lift_T = (_floor(mass_T.dtype) - (1 - mass_T)).clamp(min=0).detach()
+    lift_T = (smallest_tail(mass_T.dtype) - (1 - mass_T)).clamp(min=0).detach()
     return torch.log1p(lift_T - mass_T)
 
 
-def _floor(dtype: torch.dtype) -> float:
+def smallest_tail(dtype: torch.dtype) -> float:
     """The smallest mass of a tail that is more than rounding."""
     return 8 * torch.finfo(dtype).eps

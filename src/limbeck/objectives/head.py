@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from limbeck.objectives.chunks import Chunks, Gradients, RawStatistics
+from limbeck.objectives.chunks import Chunks, Gradients, RawStatistics, Reader
 from limbeck.signals.types import DenseRows
 from limbeck.spec.objective import PairTerm
 
@@ -48,6 +48,8 @@ class HeadStatistics:
     """Those asked for, between the dense teacher's p and the student at the last temperature."""
     teacher_log_prob_T: Tensor | None = None
     """log p of a position's first id; None without a dense teacher, and from `head_statistics`."""
+    read: tuple[Tensor, ...] = ()
+    """What the readers made of the softmax at the first temperature; empty from `head_statistics`."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,17 @@ def head_loss(
     divergences: tuple[PairTerm, ...] = (),
     softcap: float | None = None,
     chunk_tokens: int | None = None,
+    readers: tuple[Reader, ...] = (),
+    slices: tuple[slice, ...] = (),
 ) -> LossSums:
     """Sum of `per_token` over all chunks; its gradients are formed here, and `backward` only scales them, once.
 
     `divergences` from a dense teacher are taken at the last temperature; their label share goes to the first id of a position.
 
     `softcap` c makes the student's logits z into c tanh(z / c), before any temperature.
+
+    `readers` are given the softmax at the first temperature, which must be 1, and what they make of it is a statistic like the
+    others. `slices` are the chunks, where they cannot be cut anywhere; they cover all positions in order.
 
     `per_token` is called with the statistics of each chunk, one for each temperature, and the chunk's slice of positions. It
     may differentiate through nothing but the statistics. Under `torch.no_grad` the gradient work is left out.
@@ -89,7 +96,10 @@ def head_loss(
         "softcap": softcap,
         "chunk_tokens": chunk_tokens,
         "dtype": _product_dtype(hidden_TD),
+        "readers": readers,
+        "slices": slices,
     }
+    assert not readers or temperatures[0] == 1.0, "what is read off the softmax is that of the model as it is used"
     training = torch.is_grad_enabled() and (hidden_TD.requires_grad or head_VD.requires_grad)
     with torch.no_grad(), torch.autocast(hidden_TD.device.type, enabled=False):
         chunks = Chunks(hidden_TD, head_VD, ids_TK=ids_TK, temperatures=temperatures, **options)
@@ -127,6 +137,7 @@ def _at(raw: RawStatistics, temperatures: tuple[float, ...]) -> tuple[HeadStatis
             raw.teacher_entropy_T,
             raw.divergences,
             raw.teacher_log_prob_T,
+            raw.read,
         )
         for temperature, lse_T, expected_T in zip(temperatures, raw.lse, expected, strict=True)
     )

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import SpecError
+from limbeck.objectives.across_loss import across_loss
+from limbeck.objectives.across_prepared import Across
 from limbeck.objectives.head import HeadStatistics, LossSums, head_loss
 from limbeck.objectives.hidden import hidden_distance
 from limbeck.objectives.parts import Seen, label_cross_entropy, parts_of, unused
 from limbeck.objectives.schedule import Moment, weight_at
 from limbeck.objectives.teacher import TeacherView, check_rows, teacher_view
-from limbeck.signals.types import SignalRows
+from limbeck.signals.types import ChunkRows, SignalRows
 from limbeck.spec.objective import (
     ForwardKL,
     HiddenStates,
@@ -31,6 +33,7 @@ from limbeck.spec.objective import (
     PairTerm,
     ReverseKL,
     SkewKL,
+    crosses_tokenizers,
     needs_samples,
     terms,
 )
@@ -66,6 +69,8 @@ def objective_loss(
     softcap: float | None = None,
     chunk_tokens: int | None = None,
     sampled_log_probs_T: Tensor | None = None,
+    across: Across | None = None,
+    pieces_T: Tensor | None = None,
 ) -> LossOutput:
     """The loss of `objective` where hidden_TD[t] predicts targets_T[t] and `rows[t]` is the teacher's view of it.
 
@@ -73,11 +78,30 @@ def objective_loss(
     to the teacher's width (`limbeck.objectives.hidden`). `mask_T` is True where a position counts. `normaliser` is the number
     of counted positions of the whole global batch, so that the losses of its micro-batches and ranks add up to its mean; None:
     of this batch. `softcap` is the student's (`head_loss`). `chunk_tokens` bounds the memory and changes nothing else.
-    `sampled_log_probs_T` are what the targets had of the student that drew them, where it did.
+    `sampled_log_probs_T` are what the targets had of the student that drew them, where it did. `across` is what terms across
+    tokenizers know of the two vocabularies; `pieces_T` numbers the pieces of text that positions belong to
+    (`limbeck.objectives.across_loss.pieces_of`), beyond whose ends such terms do not look; None: all are one piece.
     """
     check_rows(objective, rows)
     if needs_samples(objective) and sampled_log_probs_T is None:
         raise SpecError("objective sampled_reverse_kl reads tokens that the student drew: set on_policy")
+    if crosses_tokenizers(objective):
+        if across is None or not isinstance(rows, ChunkRows):
+            raise SpecError(f"objective {objective.kind} compares two vocabularies: make them ready with prepare_across")
+        sums = across_loss(
+            objective,
+            hidden_TD,
+            head_VD=head_VD,
+            targets_T=targets_T,
+            rows=rows,
+            across=across,
+            mask_T=mask_T,
+            pieces_T=pieces_T,
+            moment=moment,
+            softcap=softcap,
+            chunk_tokens=chunk_tokens,
+        )
+        return _output(sums, tokens=len(targets_T) if mask_T is None else int(mask_T.sum()), normaliser=normaliser)
     _warn_of_biases(objective)
     teacher = teacher_view(rows)
     if mask_T is not None:
@@ -97,7 +121,10 @@ def objective_loss(
         chunk_tokens=chunk_tokens,
     )
     sums = _with_hidden_states(objective, sums, hidden_TD=hidden_TD, teacher=teacher, moment=moment, projection=projection)
-    tokens = len(targets_T)
+    return _output(sums, tokens=len(targets_T), normaliser=normaliser)
+
+
+def _output(sums: LossSums, *, tokens: int, normaliser: float | Tensor | None) -> LossOutput:
     over = normaliser if normaliser is not None else max(1, tokens)
     return LossOutput(sums.loss / over, {name: total / over for name, total in sums.report.items()}, tokens)
 

@@ -33,6 +33,7 @@ from limbeck.objectives.head import HeadStatistics
 from limbeck.objectives.schedule import Moment, weight_at
 from limbeck.objectives.teacher import TeacherView
 from limbeck.signals.types import SparseTarget
+from limbeck.spec.across_tokenizers import ALM, GOLD, ULD, ByteKL, ProjectedKL
 from limbeck.spec.objective import (
     CrossEntropy,
     Custom,
@@ -177,7 +178,7 @@ def _losses(term: Term, temperature: float) -> list[tuple[str, float, LossOf]]:
         case Custom(function=function):
             # Under a name that no other part or column of a run's metrics has.
             return [(f"custom_{function.rpartition(':')[2]}", squared, partial(_custom, function))]
-        case HiddenStates():
+        case HiddenStates() | ALM() | ULD() | GOLD() | ProjectedKL() | ByteKL():  # these see more than one position's logits
             return []
 
 

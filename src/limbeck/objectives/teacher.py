@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limbeck.errors import SpecError
 from limbeck.signals.types import (
+    ChunkRows,
     DenseRows,
     HardRows,
     HybridRows,
@@ -47,7 +48,7 @@ class TeacherView:
 def teacher_view(rows: SignalRows | None) -> TeacherView:
     """The rows of any signal, as objectives see them."""
     match rows:
-        case None:
+        case None | ChunkRows():  # of chunks there is nothing to say about a position
             return TeacherView()
         case DenseRows():
             return TeacherView(dense=rows)
@@ -90,6 +91,7 @@ def _kinds(rows: SignalRows) -> tuple[str, ...]:
         HybridRows: ("hybrid",),
         SampledRows: ("sampled",),
         HardRows: ("hard",),
+        ChunkRows: ("chunks",),
         DenseRows: ("dense",),
     }
     return kinds[type(rows)]

@@ -13,7 +13,16 @@ from typing import Any, Literal
 from limbeck.errors import LimbeckError
 from limbeck.plan.accounting import teacher_parameters
 from limbeck.plan.config_sizes import head_dims, is_latent, kv_heads, layers, size, windows
-from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
+from limbeck.spec.signal import (
+    ChunksSignal,
+    DenseSignal,
+    HardSignal,
+    HybridSignal,
+    SampledSignal,
+    Signal,
+    TopKSignal,
+    TopPSignal,
+)
 
 HEAD_SHARE, DRAWN_SHARE = 0.5, 0.6
 """Bits of a row's most probable ids, or of its drawn ones, over those of as many ids chosen evenly: some are likelier."""
@@ -29,6 +38,10 @@ ROW_BYTES = 3.0
 """Of a row's check, entropy, tail mass, and its part of the tables and the index.
 
 All of these are from SmolLM2-135M on English prose (`benchmarks/codec.py`): within 8 % of what 16 signals took."""
+
+CHUNKS_PER_TOKEN, CHUNK_BYTES = 0.8, 6.0
+"""Of tokens, how many end a chunk (two byte-level vocabularies of like size on English prose), and the bytes of its three
+log-probs, of which a tenth is saved, and its counts."""
 
 WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.0, "fp8": 8.0, "int4": 4.0, "mxfp4": 4.25}
 """Bits per parameter. mxfp4: 4 and a scale of 8 bits for every 32 (OCP Microscaling Formats 1.0); the scales of the integer
@@ -57,6 +70,10 @@ def store_bytes_per_token(signal: Signal, *, vocab_size: int) -> float:
             return ROW_BYTES + head + _drawn_bytes(drawn, vocab_size=vocab_size)
         case HardSignal():
             return ROW_BYTES / 2 + HEAD_SHARE * _even_bytes(1, vocab_size=vocab_size)
+        case ChunksSignal(distribution=distribution, k=k):
+            ids = 0 if distribution == "none" else min(k, 257) if distribution == "bytes" else k
+            even = _even_bytes(ids, vocab_size=257 if distribution == "bytes" else vocab_size)
+            return ROW_BYTES + CHUNK_BYTES + CHUNKS_PER_TOKEN * (HEAD_SHARE * even + ids * VALUE_BYTES["float16"])
         case DenseSignal():
             return 4.0 * vocab_size
 

@@ -117,7 +117,7 @@ def price_study(
         if recipe.uses_store and recipe.store_path not in without_stores:
             store = _store_price(arms[-1], cost, scoring=scoring, tokens=cost.tokens if unique is None else unique)
             stores[store.path] = max(stores.get(store.path, store), store, key=_tokens)
-    passes = {recipe.store_path: (recipe.teacher, recipe.data) for recipe in recipes.values()}
+    passes = {recipe.store_path: recipe.scoring_pass for recipe in recipes.values()}
     return StudyPrice(tuple(arms), _paid_once(list(stores.values()), passes), flops_per_second)
 
 

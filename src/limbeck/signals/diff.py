@@ -24,7 +24,6 @@ Means carry a 95% bootstrap interval over documents; `standard_error` is what dr
 Shapes: T positions.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -38,7 +37,7 @@ from limbeck.signals.distance import Floats, Ints, drawn_kl, head_of, partition_
 from limbeck.signals.draws import uniforms
 from limbeck.signals.manifest import differences
 from limbeck.signals.store import SignalStore
-from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows
+from limbeck.signals.types import ChunkRows, HardRows, HybridRows, SampledRows, SparseRows, TopKRows
 from limbeck.spec.signal import SampledSignal, StoredSignal
 
 Measure = Literal["partition", "cross_entropy", "pinsker", "top1"]
@@ -138,6 +137,11 @@ def _measure(reference: SignalStore, other: SignalStore) -> Measure:
             "of the same tokenizer can be compared"
         )
     kinds = (reference.signal.kind, other.signal.kind)
+    if "chunks" in kinds:
+        raise StoreError(
+            f"{reference.path} holds {kinds[0]} and {other.path} holds {kinds[1]}: chunks have no distribution over tokens to "
+            "compare; `limbeck cache info` gives their mean log-prob"
+        )
     if "hard" in kinds:
         if not (_has_top1(reference) and _has_top1(other)):
             raise StoreError(
@@ -214,6 +218,7 @@ def _same_tokens(reference: SignalStore, other: SignalStore, names: Sequence[str
             f"document {name}, position {position}: {reference.path} and {other.path} speak of different tokens; tokenise it "
             "once for both"
         )
+    assert not isinstance(one.rows, ChunkRows) and not isinstance(two.rows, ChunkRows), "refused before"
     return one.rows, two.rows
 
 
@@ -275,7 +280,7 @@ def _summary(
 ) -> StoreDiff:
     kl_T, outside_T, flips_T, shift_T = (_joined([getattr(part, name) for part in parts]) for name in _Compared.__annotations__)
     is_exact = measure == "partition"
-    held, asked = dataclasses.asdict(reference.identity), dataclasses.asdict(other.identity)
+    held, asked = reference.identity.as_json(), other.identity.as_json()
     for identity in (held, asked):
         identity.pop("documents")
         if reference.signal.kind != other.signal.kind:  # the fields of one kind mean nothing for another

@@ -45,8 +45,8 @@ from limbeck.signals.codec.values import WEIGHT_STEP, log_probs_to_steps, steps_
 from limbeck.signals.diff import MEANING, diff, fewest_draws, groups
 from limbeck.signals.distance import Floats, Head, head_of, shares, weights
 from limbeck.signals.store import SignalStore
-from limbeck.signals.types import HardRows, SampledRows, SparseRows, TopKRows
-from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, TopKSignal, TopPSignal, Values
+from limbeck.signals.types import ChunkRows, HardRows, SampledRows, StoredRows, TopKRows
+from limbeck.spec.signal import ChunksSignal, HardSignal, HybridSignal, SampledSignal, TopKSignal, TopPSignal, Values
 
 Name = Literal["truncation", "sampling", "values", "teacher", "temperature"]
 NATURE: dict[Name, Literal["bias", "noise"]] = {
@@ -116,12 +116,16 @@ def fidelity(
 ) -> Fidelity:
     """The budget of a store, every row read once. `progress` is given (rows done, rows in all).
 
-    Raises `StoreError` for a `hard` store, which holds no distribution, and where the reference speaks of other tokens or at
+    Raises `StoreError` for a store of `hard` or `chunks`, which holds no distribution over tokens, and where the reference speaks of other tokens or at
     another temperature.
     """
     signal = store.signal
     if isinstance(signal, HardSignal):
         raise StoreError(f"{store.path} holds hard labels and no distribution, so there is nothing to measure it by")
+    if isinstance(signal, ChunksSignal):
+        raise StoreError(
+            f"{store.path} holds log-probs of chunks, whose loss has no such parts: `limbeck cache info` says what it holds"
+        )
     teacher = _teacher(store, reference)
     sums: dict[str, float] = {}
     done = 0
@@ -164,9 +168,9 @@ def _teacher(store: SignalStore, reference: SignalStore | None) -> Source:
     if reference is None:
         return Source("teacher", None, "not measured: name a store of the teacher in full precision with --reference")
     one, two = reference.signal, store.signal
-    assert not isinstance(two, HardSignal)
-    if isinstance(one, HardSignal):
-        return Source("teacher", None, f"not measured: {reference.path} holds the top-1 alone, which gives no KL")
+    assert not isinstance(two, HardSignal | ChunksSignal)
+    if isinstance(one, HardSignal | ChunksSignal):
+        return Source("teacher", None, f"not measured: {reference.path} holds {one.kind}, which gives no KL")
     if one.temperature != two.temperature:
         raise StoreError(
             f"{reference.path} is at temperature {one.temperature} and {store.path} at {two.temperature}, which would count "
@@ -181,10 +185,10 @@ def _teacher(store: SignalStore, reference: SignalStore | None) -> Source:
     return Source("teacher", max(found.kl.value, 0.0), MEANING[found.measure])
 
 
-def _measured(rows: SparseRows, *, store: SignalStore) -> dict[str, Floats]:
+def _measured(rows: StoredRows, *, store: SignalStore) -> dict[str, Floats]:
     """Every quantity, position by position, float64 [T]."""
     signal = store.signal
-    assert not isinstance(rows, HardRows) and not isinstance(signal, HardSignal)
+    assert not isinstance(rows, HardRows | ChunkRows) and not isinstance(signal, HardSignal | ChunksSignal)
     entropy_T = rows.entropy_T.double().numpy()
     if isinstance(rows, SampledRows):
         excess_T = entropy_T + _xlogx(shares(rows)).sum(-1)

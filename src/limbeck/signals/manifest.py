@@ -54,6 +54,16 @@ class StoreIdentity:
     signal: Mapping[str, Any]
     """The signal, as `signal_identity` gives it."""
     vocab_size: int
+    """Of the teacher; where it has another tokenizer than the documents, of the larger of the two."""
+    teacher_tokenizer: str | None = None
+    """Of a signal of chunks, the fingerprint of the teacher's tokenizer, while `tokenizer` is the students'."""
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, but for a teacher's tokenizer that is not another one: stores of format 3 may have been without."""
+        values = dataclasses.asdict(self)
+        if self.teacher_tokenizer is None:
+            del values["teacher_tokenizer"]
+        return values
 
     @property
     def spec(self) -> StoredSignal:
@@ -62,7 +72,7 @@ class StoreIdentity:
 
     def digest(self) -> str:
         """16 hex digits."""
-        return checksum_of(dataclasses.asdict(self))[:16]
+        return checksum_of(self.as_json())[:16]
 
 
 _STORED_SIGNAL: TypeAdapter[StoredSignal] = TypeAdapter(StoredSignal)
@@ -224,7 +234,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def info(path: Path) -> dict[str, Any]:
     """What a store is and holds, as plain JSON, from its manifest alone.
 
-    `mass_on_text` (what rows give the text's own tokens), `tail_mass` and `entropy_nats` are means over rows.
+    `mass_on_text` (what rows give the text's own tokens), `tail_mass` and `entropy_nats` are means over rows;
+    `chunk_log_prob_nats` is one over chunks.
     """
     manifest = read_manifest(path)
     identity = StoreIdentity(**manifest["plan"]["identity"])
@@ -232,6 +243,9 @@ def info(path: Path) -> dict[str, Any]:
     tokens, distinct_ids = int(statistics["tokens"]), int(statistics["distinct_ids"])
     num_bytes = (path / STORE_FILE).stat().st_size + sum(entry["bytes"] for entry in manifest["shards"])
     means = {name: statistics[name] / tokens for name in ("mass_on_text", "tail_mass", "entropy_nats") if name in statistics}
+    if "chunks" in statistics:
+        means["chunks_per_token"] = statistics["chunks"] / tokens
+        means["chunk_log_prob_nats"] = statistics["chunk_log_prob_nats"] / max(statistics["chunks"], 1)
     return {
         "kind": identity.spec.kind,
         "documents": statistics["documents"],
@@ -239,12 +253,12 @@ def info(path: Path) -> dict[str, Any]:
         "bytes": num_bytes,
         "bytes_per_token": num_bytes / tokens,
         "distinct_ids_per_token": distinct_ids / tokens,
-        "bytes_per_distinct_id": num_bytes / distinct_ids,
+        "bytes_per_distinct_id": num_bytes / distinct_ids if distinct_ids else None,
         **means,
         "scoring_seconds": statistics["scoring_seconds"],
         "scoring_tokens_per_second": tokens / max(statistics["scoring_seconds"], 1e-9),
         "shards": len(manifest["shards"]),
-        "identity": dataclasses.asdict(identity),
+        "identity": identity.as_json(),
         "identity_digest": identity.digest(),
         "path": str(path),
     }

@@ -40,7 +40,7 @@ from limbeck.signals.manifest import (
 )
 from limbeck.signals.shards import ShardIndex, read_index
 from limbeck.signals.store import SignalStore
-from limbeck.signals.types import HybridRows, SampledRows, SparseRows, TopKRows
+from limbeck.signals.types import HybridRows, SampledRows, StoredRows, TopKRows
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def documents_digest(document_ids: Iterable[str]) -> str:
 
 def require_same_but_documents(held: StoreIdentity, asked: StoreIdentity, *, path: Path, remedy: str) -> None:
     """Raises `StoreError` where two identities differ in more than their documents."""
-    ours, theirs = dataclasses.asdict(held), dataclasses.asdict(asked)
+    ours, theirs = held.as_json(), asked.as_json()
     for identity in (ours, theirs):
         identity.pop("documents")
     found = list(differences(ours, theirs))
@@ -202,7 +202,7 @@ def _require_more_draws(few: SignalStore, many: SignalStore) -> None:
             )
 
 
-def _lacks_draws(few: SparseRows, many: SparseRows) -> np.ndarray:
+def _lacks_draws(few: StoredRows, many: StoredRows) -> np.ndarray:
     """Rows of `many` that lack a draw of `few`, or whose head is another, bool [T]."""
     match few, many:
         case SampledRows(), SampledRows():
@@ -227,7 +227,8 @@ def _lacks_draws(few: SparseRows, many: SparseRows) -> np.ndarray:
 
 def _unequal(one: Any, two: Any) -> np.ndarray:
     """Which rows differ in anything, bool [T]; both were padded alike, since equal rows are as wide."""
-    unequal_T = np.zeros(len(one.entropy_T if hasattr(one, "entropy_T") else one.ids_T), dtype=np.bool_)
+    first = getattr(one, dataclasses.fields(one)[0].name)
+    unequal_T = np.zeros(len(first), dtype=np.bool_)
     for field in dataclasses.fields(one):
         ours, theirs = getattr(one, field.name), getattr(two, field.name)
         if not isinstance(ours, Tensor):
@@ -255,7 +256,7 @@ def _publish(
     statistics, documents, dead_bytes = _statistics(parts)
     plan = {
         "format": FORMAT,
-        "identity": dataclasses.asdict(dataclasses.replace(identity, documents=documents_digest(documents))),
+        "identity": dataclasses.replace(identity, documents=documents_digest(documents)).as_json(),
         "shard_tokens": None,
         "documents": checksum_of({"documents": documents}),
         "num_shards": len(parts),

@@ -16,7 +16,6 @@ where another store lies is refused. What was on its way out is removed once all
 machines that write a store for a URL together need a cache that they share (`LIMBECK_CACHE`).
 """
 
-import dataclasses
 import hashlib
 import json
 import tempfile
@@ -119,7 +118,7 @@ def is_published_as(path: Path | str, identity: StoreIdentity) -> bool:
     if not is_remote(path) or not is_published(path):
         return False
     held = fetch_manifest(*open_place(str(path)), url=str(path))[1]["plan"]["identity"]
-    found = list(differences(held, json.loads(canonical(dataclasses.asdict(identity)))))
+    found = list(differences(held, json.loads(canonical(identity.as_json()))))
     if found:
         raise StoreError(f"{path} holds another store ({'; '.join(found)}); name another URL, or delete it there")
     return True

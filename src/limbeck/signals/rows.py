@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from limbeck.signals.types import DenseRows, SignalRows, SparseRows, sparse_target
+from limbeck.signals.types import ChunkRows, DenseRows, SignalRows, SparseRows, StoredRows, sparse_target
 
 R = TypeVar("R", bound=SignalRows)
+S = TypeVar("S", bound=StoredRows)
 _POSITIONS_AT_ONCE = 256
 
 
-def concatenate(parts: Sequence[SparseRows]) -> SparseRows:
+def concatenate(parts: Sequence[S]) -> S:
     """One set of rows from several of the same kind, in order; narrower ones are padded: id 0, count 0, log-prob -inf."""
     first = parts[0]
     if len(parts) == 1:
@@ -37,14 +38,14 @@ def _joined(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat([torch.nn.functional.pad(value, (0, width - value.shape[1]), value=padding) for value in present])
 
 
-def split(rows: SparseRows, lengths: Sequence[int]) -> list[SparseRows]:
+def split(rows: S, lengths: Sequence[int]) -> list[S]:
     """The inverse of `concatenate`: so many rows each, every part as narrow as if it had been read alone."""
     values = {field.name: getattr(rows, field.name) for field in fields(rows)}
     parts = {name: value.split(list(lengths)) for name, value in values.items() if value is not None}
     return [_narrowed(replace(rows, **{name: part[index] for name, part in parts.items()})) for index in range(len(lengths))]
 
 
-def _narrowed(rows: SparseRows) -> SparseRows:
+def _narrowed(rows: S) -> S:
     """Without the columns that hold padding alone."""
     found = {field.name: getattr(rows, field.name) for field in fields(rows)}
     values: dict[str, Tensor] = {name: value for name, value in found.items() if value is not None}
@@ -58,6 +59,25 @@ def _narrowed(rows: SparseRows) -> SparseRows:
         width = int(used_K.nonzero().max()) + 1 if bool(used_K.any()) else 0
         trimmed |= {name: value[:, :width].contiguous() for name, value in named.items()}
     return replace(rows, **trimmed)
+
+
+def within_pieces(rows: ChunkRows, lengths: Sequence[int], *, keep_ids: bool) -> ChunkRows:
+    """The rows of pieces of documents, one after another, without the chunks that begin before their piece.
+
+    `keep_ids`: of these positions too, as `signal.distribution=index` has them.
+    """
+    offset_T = (
+        torch.cat([torch.arange(length, device=rows.tokens_T.device) for length in lengths]) if lengths else rows.tokens_T
+    )
+    cut_T = rows.tokens_T > offset_T + 1
+    changed: dict[str, Any] = {
+        name: getattr(rows, name).masked_fill(cut_T, 0)
+        for name in ("tokens_T", "teacher_tokens_T", "log_prob_T", "before_T", "boundary_T")
+    }
+    if not keep_ids:
+        changed |= {"ids_TK": rows.ids_TK.masked_fill(cut_T[:, None], 0), "tail_T": rows.tail_T.masked_fill(cut_T, 0)}
+        changed["log_probs_TK"] = rows.log_probs_TK.masked_fill(cut_T[:, None], -math.inf)
+    return replace(rows, **changed)
 
 
 def rows_at(rows: R, positions_N: Tensor) -> R:
@@ -76,7 +96,7 @@ def to_device(rows: R, device: torch.device) -> R:
     return replace(rows, **moved)
 
 
-def mass_on(rows: SignalRows, ids_T: Tensor) -> Tensor:
+def mass_on(rows: SparseRows | DenseRows, ids_T: Tensor) -> Tensor:
     """The probability that the rows give one id each, float32: on the text's own tokens, how well rows and text are in step."""
     if isinstance(rows, DenseRows):
         chunks = zip(rows.hidden_TE.split(_POSITIONS_AT_ONCE), ids_T.split(_POSITIONS_AT_ONCE), strict=True)

@@ -22,16 +22,16 @@ from limbeck.errors import SpecError, TeacherError
 from limbeck.signals.draws import count, draw, uniforms
 from limbeck.signals.panel import Panel, log_probs, panels
 from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows
-from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
+from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, TokenSignal, TopKSignal, TopPSignal
 
 
-def select(logits_TV: Tensor, signal: StoredSignal, *, document_id: str, positions_T: Tensor) -> SparseRows:
+def select(logits_TV: Tensor, signal: TokenSignal, *, document_id: str, positions_T: Tensor) -> SparseRows:
     """The rows of one signal, on the CPU; see `select_all`."""
     return select_all(logits_TV, (signal,), document_id=document_id, positions_T=positions_T)[0]
 
 
 def select_all(
-    logits_TV: Tensor, signals: Sequence[StoredSignal], *, document_id: str, positions_T: Tensor
+    logits_TV: Tensor, signals: Sequence[TokenSignal], *, document_id: str, positions_T: Tensor
 ) -> tuple[SparseRows, ...]:
     """The rows of several signals from the same logits (any float dtype), on the CPU.
 
@@ -47,12 +47,12 @@ def select_all(
         max_parts.append(panel.max_T)
         for taken, signal, head_size, numbers_TN in zip(parts, signals, head_sizes, numbers, strict=True):
             taken.append(_take(panel, signal, head_size=head_size, uniforms_TN=numbers_TN[rows]))
-    _require_finite(torch.cat(max_parts), document_id=document_id, positions_T=positions_T)
+    require_finite(torch.cat(max_parts), document_id=document_id, positions_T=positions_T)
     joined = [{name: torch.cat([part[name] for part in taken]).cpu() for name in taken[0]} for taken in parts]
     return tuple(_rows(taken, signal) for taken, signal in zip(joined, signals, strict=True))
 
 
-def _head_size(signal: StoredSignal, *, vocab_size: int) -> int:
+def _head_size(signal: TokenSignal, *, vocab_size: int) -> int:
     match signal:
         case TopKSignal(k=k) | HybridSignal(k=k):
             if k > vocab_size:
@@ -64,7 +64,7 @@ def _head_size(signal: StoredSignal, *, vocab_size: int) -> int:
             return 0
 
 
-def _uniforms(signal: StoredSignal, *, document_id: str, positions_T: Tensor) -> Tensor:
+def _uniforms(signal: TokenSignal, *, document_id: str, positions_T: Tensor) -> Tensor:
     match signal:
         case SampledSignal(draws=draws, seed=seed):
             return uniforms(document_id, positions_T, draws=draws, seed=seed)
@@ -74,7 +74,8 @@ def _uniforms(signal: StoredSignal, *, document_id: str, positions_T: Tensor) ->
             return torch.empty(len(positions_T), 0)
 
 
-def _require_finite(max_T: Tensor, *, document_id: str, positions_T: Tensor) -> None:
+def require_finite(max_T: Tensor, *, document_id: str, positions_T: Tensor) -> None:
+    """Raises `TeacherError`, naming document and position, where the greatest logit of a row is none."""
     # The greatest logit is NaN if any logit is, so it alone tells whether lse is finite.
     broken_T = ~torch.isfinite(max_T)
     if broken_T.any():
@@ -85,7 +86,7 @@ def _require_finite(max_T: Tensor, *, document_id: str, positions_T: Tensor) -> 
         )
 
 
-def _take(panel: Panel, signal: StoredSignal, *, head_size: int, uniforms_TN: Tensor) -> dict[str, Tensor]:
+def _take(panel: Panel, signal: TokenSignal, *, head_size: int, uniforms_TN: Tensor) -> dict[str, Tensor]:
     """What `_rows` needs, as tensors with a row for each of the panel's; equally wide in all panels."""
     if isinstance(signal, HardSignal):
         return {"top1": panel.top1_T}
@@ -118,7 +119,7 @@ def first_reaching(probs_TK: Tensor, *, p: float) -> Tensor:
     return before_TK < p * (1 - 1e-6)
 
 
-def _rows(taken: Mapping[str, Tensor], signal: StoredSignal) -> SparseRows:
+def _rows(taken: Mapping[str, Tensor], signal: TokenSignal) -> SparseRows:
     match signal:
         case TopKSignal():
             return _head_rows(taken, temperature=signal.temperature)

@@ -7,22 +7,34 @@
 | `hybrid` | itself; from its exact head `topk` and `topp` of at most k ids; `hard` |
 | `sampled` | its own draws, and `hard` where the top-1 is kept; not fewer draws, since counts do not tell their order |
 | `hard` | itself |
+| `chunks` | its log-probs alone (`distribution=none`); fewer of the k ids of its own distribution |
 
 Log-probs come as exactly as they were stored, so `values` has to be that of the store. The ids that reach p are found from
 these log-probs: where the sum comes within their error of p, a `topp` store may hold one id more or fewer.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from limbeck.errors import StoreError
 from limbeck.signals.manifest import StoreIdentity
 from limbeck.signals.select import first_reaching
-from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows, hard_rows
-from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, Signal, StoredSignal, TopKSignal, TopPSignal
+from limbeck.signals.types import ChunkRows, HardRows, HybridRows, SampledRows, StoredRows, TopKRows, hard_rows
+from limbeck.spec.signal import (
+    ChunksSignal,
+    HardSignal,
+    HybridSignal,
+    SampledSignal,
+    Signal,
+    StoredSignal,
+    TopKSignal,
+    TopPSignal,
+)
 
 
 def check_can_serve(
@@ -31,20 +43,25 @@ def check_can_serve(
     *,
     path: Path,
     tokenizer: str,
+    teacher_tokenizer: str | None = None,
     vocab_size: int | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> None:
     """Raises `StoreError`, saying what to change, where the store at `path` cannot give `signal`; the table is above.
 
-    `vocab_size` and `context` are compared where they are given.
+    `teacher_tokenizer` is that of a teacher with other tokens than the student; `vocab_size` and `context` are compared where
+    they are given, and the former not with a store of chunks, whose ids are not the student's.
     """
-    _check_tokens(identity, path=path, tokenizer=tokenizer, vocab_size=vocab_size)
+    held = identity.spec
+    if isinstance(held, ChunksSignal):
+        _check_pair(identity, path=path, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer)
+    else:
+        _check_tokens(identity, path=path, tokenizer=tokenizer, vocab_size=vocab_size)
     if context is not None and dict(context) != dict(identity.context):
         raise StoreError(
             f"the context asked for is {dict(context)} but {path} was scored with {dict(identity.context)}; ask for that "
             "one, or score again with `limbeck cache write`"
         )
-    held = identity.spec
     for field in _equal_fields(signal, held, path=path):
         _same(field, getattr(signal, field), getattr(held, field), path=path)
     match signal, held:
@@ -52,6 +69,8 @@ def check_can_serve(
             _at_most("k", asked, most, path=path)
         case (TopPSignal(cap=asked), TopKSignal(k=most) | HybridSignal(k=most)):
             _at_most("cap", asked, most, path=path)
+        case ChunksSignal(), ChunksSignal() if signal.distribution != "none":
+            _at_most("k", signal.k, held.k, path=path)
         case TopPSignal(), TopPSignal():
             _at_most("p", signal.p, held.p, path=path)
             _at_most("cap", signal.cap, held.cap, path=path)
@@ -66,6 +85,8 @@ def _equal_fields(signal: Signal, held: StoredSignal, *, path: Path) -> tuple[st
             return ()
         case (TopKSignal(), TopKSignal() | HybridSignal()) | (TopPSignal(), TopKSignal() | TopPSignal() | HybridSignal()):
             return ("temperature", "values")
+        case ChunksSignal(distribution=distribution), ChunksSignal():
+            return () if distribution == "none" else ("distribution",)
         case HybridSignal(), HybridSignal():
             return ("k", "draws", "temperature", "seed", "values")
         case SampledSignal(), SampledSignal():
@@ -96,6 +117,16 @@ def _check_tokens(identity: StoreIdentity, *, path: Path, tokenizer: str, vocab_
         )
 
 
+def _check_pair(identity: StoreIdentity, *, path: Path, tokenizer: str, teacher_tokenizer: str | None) -> None:
+    held = (identity.tokenizer, identity.teacher_tokenizer)
+    asked = (tokenizer, teacher_tokenizer or tokenizer)
+    if asked != held:
+        raise StoreError(
+            f"{path} holds chunks of another pair: of a student's tokenizer {held[0]} and a teacher's {held[1]}, not of "
+            f"{asked[0]} and {asked[1]}; name the store of this pair, or write one with `limbeck cache write` and another store"
+        )
+
+
 def _same(field: str, asked: object, held: object, *, path: Path) -> None:
     if asked != held:
         raise StoreError(
@@ -112,7 +143,7 @@ def _at_most(field: str, asked: float, held: float, *, path: Path) -> None:
         )
 
 
-def narrow(rows: SparseRows, signal: StoredSignal) -> SparseRows:
+def narrow(rows: StoredRows, signal: StoredSignal) -> StoredRows:
     """What `signal` asks for, out of rows that hold it or more (see `check_can_serve`)."""
     match rows, signal:
         case (TopKRows() | HybridRows(), TopKSignal(k=k)):
@@ -128,6 +159,8 @@ def narrow(rows: SparseRows, signal: StoredSignal) -> SparseRows:
             return SampledRows(rows.ids_TK, rows.counts_TK, rows.entropy_T, rows.weights_TK, top1_T)
         case HybridRows(), HybridSignal():
             return rows
+        case ChunkRows(), ChunksSignal():
+            return _first_of_chunks(rows, 0 if signal.distribution == "none" else signal.k)
         case _:
             raise AssertionError(f"{type(rows).__name__} do not hold a {signal.kind} signal")
 
@@ -140,6 +173,12 @@ def _first(rows: TopKRows, k: int) -> TopKRows:
     """The first k ids; the mass of the others is added to the tail."""
     tail_T = rows.tail_T + rows.log_probs_TK[:, k:].exp().sum(-1)
     return TopKRows(rows.ids_TK[:, :k], rows.log_probs_TK[:, :k], tail_T, rows.entropy_T)
+
+
+def _first_of_chunks(rows: ChunkRows, k: int) -> ChunkRows:
+    """As `_first`; without any ids there is no tail either."""
+    tail_T = rows.tail_T + rows.log_probs_TK[:, k:].exp().sum(-1) if k else torch.zeros_like(rows.tail_T)
+    return replace(rows, ids_TK=rows.ids_TK[:, :k], log_probs_TK=rows.log_probs_TK[:, :k], tail_T=tail_T)
 
 
 def _cut(rows: TopKRows, *, p: float) -> TopKRows:

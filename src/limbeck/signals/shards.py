@@ -26,7 +26,7 @@ from limbeck.errors import StoreError
 from limbeck.signals.codec import DamagedRowsError, Piece, decode, encode
 from limbeck.signals.manifest import write_file
 from limbeck.signals.rows import mass_on
-from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows
+from limbeck.signals.types import ChunkRows, HardRows, HybridRows, SampledRows, StoredRows, TopKRows
 from limbeck.spec.signal import StoredSignal
 
 _MAGIC = b"LIMBECK2"
@@ -102,7 +102,7 @@ def plan_shards(documents: Sequence[tuple[str, int]], *, shard_tokens: int, begi
 
 def write_shard(
     path: Path,
-    documents: Sequence[tuple[str, np.ndarray, SparseRows]],
+    documents: Sequence[tuple[str, np.ndarray, StoredRows]],
     *,
     signal: StoredSignal,
     vocab_size: int,
@@ -134,10 +134,16 @@ def write_shard(
     write_file(path, chunks, keep=lambda there: finished_index(there, plan_checksum=plan_checksum) is not None)
 
 
-def _statistics(documents: Sequence[tuple[np.ndarray, SparseRows]]) -> dict[str, float]:
-    """Sums over rows, taken before anything is rounded: distinct ids, mass on the text's tokens, entropy in nats, tail mass."""
+def _statistics(documents: Sequence[tuple[np.ndarray, StoredRows]]) -> dict[str, float]:
+    """Sums over rows, taken before anything is rounded: distinct ids, mass on the text's tokens, entropy in nats, tail mass.
+
+    Of chunks their number and their log-prob in nats.
+    """
+    if any(isinstance(rows, ChunkRows) for _, rows in documents):
+        return _chunk_statistics([rows for _, rows in documents if isinstance(rows, ChunkRows)])
     sums: dict[str, float] = {"distinct_ids": 0, "mass_on_text": 0.0}
     for tokens, rows in documents:
+        assert not isinstance(rows, ChunkRows), "rows of one signal"
         following_T = torch.from_numpy(tokens[1:].astype(np.int64))
         sums["mass_on_text"] += float(mass_on(rows, following_T).double().sum())
         match rows:
@@ -154,6 +160,14 @@ def _statistics(documents: Sequence[tuple[np.ndarray, SparseRows]]) -> dict[str,
         if isinstance(rows, TopKRows | HybridRows):
             sums["tail_mass"] = sums.get("tail_mass", 0.0) + float(rows.tail_T.double().sum())
     return sums
+
+
+def _chunk_statistics(documents: Sequence[ChunkRows]) -> dict[str, float]:
+    return {
+        "distinct_ids": sum(int((rows.log_probs_TK > -torch.inf).sum()) for rows in documents),
+        "chunks": sum(int((rows.tokens_T > 0).sum()) for rows in documents),
+        "chunk_log_prob_nats": sum(float(rows.log_prob_T.double().sum()) for rows in documents),
+    }
 
 
 def finished_index(path: Path, *, plan_checksum: str) -> ShardIndex | None:

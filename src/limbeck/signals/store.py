@@ -23,10 +23,11 @@ from limbeck.signals.codec import DamagedRowsError, Decoded, Piece, decode, row_
 from limbeck.signals.manifest import STORE_FILE, StoreIdentity, read_json, read_manifest
 from limbeck.signals.places import fetch_manifest, open_place
 from limbeck.signals.remote import damage_remedy, local_folder, looking_at
+from limbeck.signals.rows import within_pieces
 from limbeck.signals.serve import check_can_serve, narrow
 from limbeck.signals.shards import map_shard, model_of, read_index, verify_shard
-from limbeck.signals.types import SparseRows
-from limbeck.spec.signal import Signal, StoredSignal
+from limbeck.signals.types import ChunkRows, StoredRows
+from limbeck.spec.signal import ChunksSignal, Signal, StoredSignal
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ class SignalStore:
         return int(self._manifest["statistics"]["distinct_ids"])
 
     @property
-    def mass_on_text(self) -> float:
-        """What rows give the text's own tokens, in the mean over rows."""
-        return float(self._manifest["statistics"]["mass_on_text"]) / self.tokens
+    def mass_on_text(self) -> float | None:
+        """What rows give the text's own tokens, in the mean over rows; None of chunks."""
+        total = self._manifest["statistics"].get("mass_on_text")
+        return None if total is None else float(total) / self.tokens
 
     @cached_property
     def bytes(self) -> int:
@@ -110,14 +112,28 @@ class SignalStore:
         self._maps.clear()
 
     def check_can_serve(
-        self, signal: Signal, *, tokenizer: str, vocab_size: int | None = None, context: Mapping[str, Any] | None = None
+        self,
+        signal: Signal,
+        *,
+        tokenizer: str,
+        teacher_tokenizer: str | None = None,
+        vocab_size: int | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> None:
         """Raises `StoreError`, saying what to change, where this store cannot give `signal` for these tokens."""
-        check_can_serve(self.identity, signal, path=self.path, tokenizer=tokenizer, vocab_size=vocab_size, context=context)
+        check_can_serve(
+            self.identity,
+            signal,
+            path=self.path,
+            tokenizer=tokenizer,
+            teacher_tokenizer=teacher_tokenizer,
+            vocab_size=vocab_size,
+            context=context,
+        )
 
     def rows(
         self, document_id: str, start: int, stop: int, *, tokens: np.ndarray, signal: StoredSignal | None = None
-    ) -> SparseRows:
+    ) -> StoredRows:
         """Rows [start, stop) of one document; see `read`."""
         return self.read([(document_id, start, stop)], tokens=[tokens], signal=signal)
 
@@ -127,16 +143,21 @@ class SignalStore:
         *,
         tokens: Sequence[np.ndarray],
         signal: StoredSignal | None = None,
-    ) -> SparseRows:
+    ) -> StoredRows:
         """Rows [start, stop) of each (document id, start, stop), one after another, padded to a common K.
 
         `tokens[i]` are the tokens at positions start..stop of piece i, both included: one more than its rows. `signal` is what
-        is wanted of what the store holds (see `check_can_serve`); None: all of it. Raises `StoreError` where a document is
-        missing or a row was stored for other tokens.
+        is wanted of what the store holds (see `check_can_serve`); None: all of it. Chunks that begin before a piece are left
+        out of it. Raises `StoreError` where a document is missing or a row was stored for other tokens.
         """
         decoded = self._decode(pieces)
         self._check_rows(pieces, tokens=tokens, checks=decoded.checks)
-        return decoded.rows if signal is None else narrow(decoded.rows, signal)
+        rows = decoded.rows
+        if isinstance(rows, ChunkRows):
+            assert isinstance(self.signal, ChunksSignal)
+            lengths = [stop - start for _, start, stop in pieces]
+            rows = within_pieces(rows, lengths, keep_ids=self.signal.distribution == "index")
+        return rows if signal is None else narrow(rows, signal)
 
     def whole(self, document_ids: Sequence[str]) -> Decoded:
         """All rows of some documents, one after another, with their checks: for tools that have no tokens to compare with."""

@@ -1,6 +1,6 @@
 """What a teacher says about a run of positions, in memory.
 
-Row t speaks of the token that follows position t. Shapes: T positions, K ids of a row, V vocabulary, E teacher's width.
+Row t speaks of the token that follows position t; of a teacher with another tokenizer, of the chunk of text that ends with it. Shapes: T positions, K ids of a row, V vocabulary, E teacher's width.
 Sparse signals are one thing to an objective: a probability for each of a few ids and the mass outside them (`SparseTarget`).
 """
 
@@ -54,6 +54,25 @@ class HardRows:
 
 
 @dataclass(frozen=True)
+class ChunkRows:
+    """What a teacher of another tokenizer says, at the student's positions: row t speaks of the chunk that ends with token t + 1.
+
+    A chunk is the shortest run of text that both tokenizations bound. It never spans two pieces: of one that a piece cuts there
+    is no row. Where no chunk ends, numbers are 0 and there are no ids, but for `signal.distribution=index`, whose ids are at
+    every position that has a teacher's token of the same number.
+    """
+
+    tokens_T: Tensor  # int64, the student's tokens in the chunk; 0 where none ends
+    teacher_tokens_T: Tensor  # int64
+    log_prob_T: Tensor  # float32, nats: the teacher's of the chunk, summed over its tokens
+    before_T: Tensor  # float32, nats: the same without the chunk's last teacher token
+    boundary_T: Tensor  # float32, nats: the teacher's of a next token with white space first, or the end; after the end 0
+    ids_TK: Tensor  # int64, what `signal.distribution` says: the teacher's tokens, or bytes with 256 for the end
+    log_probs_TK: Tensor  # float32, nats
+    tail_T: Tensor  # float32, mass outside the ids; 0 where there are none
+
+
+@dataclass(frozen=True)
 class DenseRows:
     """The teacher's last hidden states and its head: logits are hidden_TE @ head_VE.T, divided by `temperature`."""
 
@@ -63,7 +82,8 @@ class DenseRows:
 
 
 SparseRows = TopKRows | SampledRows | HybridRows | HardRows
-SignalRows = SparseRows | DenseRows
+StoredRows = SparseRows | ChunkRows
+SignalRows = StoredRows | DenseRows
 
 
 @dataclass(frozen=True)

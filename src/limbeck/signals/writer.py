@@ -9,7 +9,6 @@ took the same time to score it. A shard that is missing or damaged is pending, a
 publishing again makes the manifest anew where it speaks of other shards.
 """
 
-import dataclasses
 import json
 import re
 import time
@@ -32,7 +31,7 @@ from limbeck.signals.manifest import (
     write_json,
 )
 from limbeck.signals.shards import ShardIndex, ShardPlan, finished_index, plan_shards, write_shard
-from limbeck.signals.types import SparseRows
+from limbeck.signals.types import StoredRows
 
 STALE_SECONDS = 3600.0
 """A file is written in one go, within minutes: one that has not grown for an hour has no writer any more."""
@@ -62,7 +61,7 @@ class StoreWriter:
         self._indices: dict[int, ShardIndex] = {}
         plan = {
             "format": FORMAT,
-            "identity": dataclasses.asdict(identity),
+            "identity": identity.as_json(),
             "shard_tokens": shard_tokens,
             "documents": _documents_digest(self.shards),
             "num_shards": len(self.shards),
@@ -81,7 +80,7 @@ class StoreWriter:
         """The shards still to be scored, in order; those that another process has finished meanwhile are not among them."""
         return [] if self._is_union else [shard for shard in self.shards if not self._is_finished(shard)]
 
-    def write_shard(self, index: int, documents: Sequence[tuple[str, np.ndarray, SparseRows]], *, seconds: float = 0.0) -> None:
+    def write_shard(self, index: int, documents: Sequence[tuple[str, np.ndarray, StoredRows]], *, seconds: float = 0.0) -> None:
         """Encodes and stores all documents of a shard, as (id, tokens, rows) in the plan's order.
 
         `seconds` were spent scoring them. A shard that another process finished meanwhile is left as it is. Raises `StoreError`

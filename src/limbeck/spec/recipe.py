@@ -27,7 +27,7 @@ from limbeck.spec.signal import (
 )
 from limbeck.spec.sinks import Sink
 from limbeck.spec.student import HuggingFaceStudent, Student, UpcycledStudent
-from limbeck.spec.teacher import Teacher
+from limbeck.spec.teacher import Teacher, model_slug
 
 
 class Batch(Spec):
@@ -64,7 +64,7 @@ class Recipe(Spec):
     teacher: Teacher | None = None
     signal: Signal | None = None
     store: str | None = None
-    """The signal store; None: `<output>/stores/<teacher>-<signal>`."""
+    """The signal store; None: `<output>/stores/<teacher>-<signal>`, and for chunks the student's tokenizer."""
     objective: Objective
     on_policy: OnPolicy | None = None
     """The student also reads what it or its teacher writes; None: the texts alone."""
@@ -112,6 +112,11 @@ class Recipe(Spec):
             if needs_samples(self.objective):
                 raise ValueError("objective sampled_reverse_kl reads tokens that the student drew: set on_policy")
             return self
+        if isinstance(self.signal, ChunksSignal):
+            raise ValueError(
+                "signal.kind=chunks is about documents of the texts, and on_policy teaches what is written: remove on_policy, or "
+                "give the student the teacher's tokenizer (`limbeck transplant`)"
+            )
         if not needs_teacher(self.objective) or self.signal is None or not self.signal.live:
             raise ValueError(
                 "on_policy needs a teacher that reads what the student writes: set signal.live=true or signal.kind=dense, and "
@@ -179,6 +184,15 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _chunks_are_read_here(self) -> Self:
+        if isinstance(self.signal, ChunksSignal) and self.signal.live and isinstance(self.placement, TeacherPool):
+            raise ValueError(
+                "placement.kind=pool asks for rows of the student's own tokens, which signal.kind=chunks has not: set "
+                "placement.kind=same or split, or write a store (signal.live=false)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rounding_begins(self) -> Self:
         if self.quantisation_aware is not None:
             check_begins(self.quantisation_aware, self.schedule)
@@ -220,7 +234,21 @@ class Recipe(Spec):
         if self.store is not None:
             return self.store
         teacher = self.teacher.slug if self.teacher is not None else "none"
-        return f"{self.output}/stores/{teacher}-{self.signal_slug}"
+        pair = f"-for-{model_slug(self.chunks_for)}" if self.chunks_for is not None else ""
+        return f"{self.output}/stores/{teacher}-{self.signal_slug}{pair}"
+
+    @property
+    def chunks_for(self) -> str | None:
+        """Of chunks, the folder or hub id that the student's tokenizer is from; None where it is the teacher's."""
+        if not isinstance(self.signal, ChunksSignal):
+            return None
+        own = self.student.model if isinstance(self.student, HuggingFaceStudent) else None
+        return self.data.tokenizer or own
+
+    @property
+    def scoring_pass(self) -> tuple[object, ...]:
+        """What is the same of recipes whose stores are written in one pass of a teacher over the texts."""
+        return self.teacher, self.data, isinstance(self.signal, ChunksSignal), self.chunks_for
 
     @property
     def run_path(self) -> str:

@@ -129,6 +129,8 @@ class DenseSignal(Spec):
     live: Literal[True] = True
 
 
+TokenSignal = TopKSignal | TopPSignal | SampledSignal | HybridSignal | HardSignal
+"""Of the token that follows a position."""
 StoredSignal = Annotated[
     TopKSignal | TopPSignal | SampledSignal | HybridSignal | HardSignal | ChunksSignal, Field(discriminator="kind")
 ]

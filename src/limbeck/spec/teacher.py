@@ -57,6 +57,12 @@ class _Teacher(Spec):
         return self.model_slug if self.quantisation is None else f"{self.model_slug}-{self.quantisation.slug}"
 
 
+def model_slug(model: str) -> str:
+    """A name for folders, of a hub id or a folder: the last part, or, of the student that a run left, the run's name."""
+    *above, last = model.rstrip("/").split("/")
+    return (above[-1] if last == "student" and any(above) else last).lower()
+
+
 class HuggingFaceTeacher(_Teacher):
     """A causal language model from the Hugging Face hub or a folder; also a GGUF file inside either."""
 
@@ -71,8 +77,7 @@ class HuggingFaceTeacher(_Teacher):
     @property
     def model_slug(self) -> str:
         """A name for folders: the model's last part, or, of the student that a run left, the run's name."""
-        *above, last = self.model.rstrip("/").split("/")
-        return (above[-1] if last == "student" and any(above) else last).lower()
+        return model_slug(self.model)
 
 
 class GGUFTeacher(_Teacher):

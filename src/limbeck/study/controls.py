@@ -115,8 +115,8 @@ def twin(recipe: Recipe) -> Recipe:
     """The same student and texts without a teacher."""
     objective = CrossEntropy(z_loss_weight=recipe.objective.z_loss_weight)
     stages = tuple(stage.model_copy(update={"changes": _untaught(stage.changes)}) for stage in recipe.curriculum)
-    alone = {"objective": objective, "signal": None, "store": None, "on_policy": None, "placement": SameDevice()}
-    alone |= {"curriculum": stages}
+    alone: dict[str, Any] = {"objective": objective, "signal": None, "store": None, "on_policy": None}
+    alone |= {"placement": SameDevice(), "curriculum": stages}
     return recipe.model_copy(update=alone | ({"teacher": None} if reads_without_teacher(recipe) else {}))
 
 

@@ -176,7 +176,7 @@ def check_stores(cells: Cells) -> None:
         recipe = cell.recipe
         if not recipe.uses_store or is_published(recipe.store_path):
             continue
-        asked = (recipe.teacher, recipe.signal, recipe.data.train, recipe.data.tokenizer)
+        asked = (recipe.teacher, recipe.signal, recipe.data.train, recipe.data.tokenizer, recipe.chunks_for)
         first, other = written.setdefault(recipe.store_path, (name, asked))
         if other != asked:
             raise SpecError(
@@ -304,7 +304,7 @@ def _write_stores(study: Study, recipes: Sequence[Recipe], *, output: Path, slot
     lost: set[str] = set()
     while lacking:
         first = lacking[0]
-        together = [recipe for recipe in lacking if (recipe.teacher, recipe.data) == (first.teacher, first.data)]
+        together = [recipe for recipe in lacking if recipe.scoring_pass == first.scoring_pass]
         lacking = [recipe for recipe in lacking if recipe not in together]
         readers = list({recipe.store_path: recipe for recipe in together}.values())
         assert first.teacher is not None

@@ -24,7 +24,7 @@ from limbeck.teachers.cache import Share, extend_store, store_identity, write_st
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.train.interrupt import Interrupted, finish_the_step
 from limbeck.train.parallel import Processes, leave, start_processes, wait_for_all
-from limbeck.train.setup import Texts, open_texts
+from limbeck.train.texts import Texts, open_texts
 
 
 def stores_of(recipes: Sequence[Recipe]) -> dict[str, StoredSignal]:
@@ -46,7 +46,7 @@ def write_recipe_stores(recipes: Sequence[Recipe]) -> list[str]:
         raise _reads_none(recipes[0])
     while readers:
         first = readers[0]
-        together = [recipe for recipe in readers if (recipe.teacher, recipe.data) == (first.teacher, first.data)]
+        together = [recipe for recipe in readers if recipe.scoring_pass == first.scoring_pass]
         readers = [recipe for recipe in readers if recipe not in together]
         _write_together(together)
     return list(stores_of(recipes))
@@ -59,7 +59,15 @@ def extend_recipe_store(path: Path, recipe: Recipe) -> Merged | None:
         raise _reads_none(recipe)
     assert recipe.teacher is not None, "the recipe's validator requires one"
     texts, teacher, processes = _open(recipe)
-    merged = extend_store(teacher, texts.train, path, signal=signal, context=recipe.teacher.context, share=_share(processes))
+    merged = extend_store(
+        teacher,
+        texts.train,
+        path,
+        signal=signal,
+        context=recipe.teacher.context,
+        share=_share(processes),
+        counterpart=None if texts.across is None else texts.across.counterpart,
+    )
     leave(processes)
     return merged
 
@@ -69,12 +77,14 @@ def _write_together(recipes: Sequence[Recipe]) -> None:
     assert first.teacher is not None, "the recipe's validator requires one"
     texts, teacher, processes = _open(first)
     context = first.teacher.context
+    counterpart = None if texts.across is None else texts.across.counterpart
     signals = {}
     for path, signal in stores_of(recipes).items():
-        if not is_published_as(path, store_identity(teacher, texts.train, signal, context=context)):
+        identity = store_identity(teacher, texts.train, signal, context=context, counterpart=counterpart)
+        if not is_published_as(path, identity):
             signals[path] = signal
     folders = {outgoing_folder(path): signal for path, signal in signals.items()}
-    write_stores(teacher, texts.train, folders, context=context, share=_share(processes))
+    write_stores(teacher, texts.train, folders, context=context, share=_share(processes), counterpart=counterpart)
     for path in filter(is_remote, stores_of(recipes)):
         if processes.is_first:
             publish(path) if path in signals else discard(outgoing_folder(path))
@@ -117,7 +127,7 @@ def _reads_none(recipe: Recipe) -> SpecError:
 def keep_fidelity(place: str, folder: Path) -> None:
     """Write what stands between a store and its teacher (`limbeck cache fidelity`), for the report.
 
-    Hard labels hold no distribution, and a store at a URL is not read again for it.
+    Hard labels and chunks hold no distribution over tokens, and a store at a URL is not read again for it.
     """
     from limbeck.signals.fidelity import fidelity
     from limbeck.signals.store import SignalStore
@@ -125,7 +135,7 @@ def keep_fidelity(place: str, folder: Path) -> None:
     if is_remote(place):
         return
     store = SignalStore.open(place)
-    if store.signal.kind != "hard":
+    if store.signal.kind not in ("hard", "chunks"):
         folder.mkdir(parents=True, exist_ok=True)
         values = {"path": place, **fidelity(store).as_json()}
         write_atomically(folder / f"{Path(place).name}.json", json.dumps(values, indent=1, allow_nan=False))

@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from limbeck.data.counterpart import Counterpart
+from limbeck.data.packing import Piece
 from limbeck.data.token_store import TokenStore
 from limbeck.errors import StoreError
 from limbeck.progress import progress
@@ -50,11 +52,13 @@ from limbeck.signals.merge import (
 from limbeck.signals.rows import concatenate
 from limbeck.signals.select import select_all
 from limbeck.signals.store import SignalStore
-from limbeck.signals.types import SparseRows
+from limbeck.signals.types import ChunkRows, SparseRows, StoredRows
 from limbeck.signals.writer import StoreWriter
-from limbeck.spec.signal import StoredSignal
+from limbeck.spec.signal import ChunksSignal, StoredSignal, TokenSignal
 from limbeck.spec.teacher import Context
+from limbeck.teachers.chunks import ChunkReading, Vocabulary
 from limbeck.teachers.huggingface import Teacher
+from limbeck.teachers.live_chunks import chunk_text
 from limbeck.teachers.score import passages, score_logits
 
 SHARD_TOKENS = 16_384
@@ -86,10 +90,18 @@ def write_stores(
     context: Context,
     shard_tokens: int | None = None,
     share: Share = ALONE,
+    counterpart: Counterpart | None = None,
 ) -> None:
-    """Score every document of `store` once and publish one signal store per path. Resumes what an earlier call left."""
-    identities = {path: store_identity(teacher, store, signal, context=context) for path, signal in signals.items()}
-    _write(teacher, store, list(range(len(store))), identities, context, shard_tokens=shard_tokens, share=share)
+    """Score every document of `store` once and publish one signal store per path. Resumes what an earlier call left.
+
+    Signals of chunks need the documents in the teacher's tokens too, as `counterpart`; others come without.
+    """
+    identities = {
+        path: store_identity(teacher, store, signal, context=context, counterpart=counterpart)
+        for path, signal in signals.items()
+    }
+    work = _Work(teacher, store, context, share, counterpart)
+    _write(work, list(range(len(store))), identities, shard_tokens=shard_tokens)
 
 
 def extend_store(
@@ -101,13 +113,15 @@ def extend_store(
     context: Context,
     shard_tokens: int | None = None,
     share: Share = ALONE,
+    counterpart: Counterpart | None = None,
 ) -> Merged | None:
     """Score the documents of `store` that the signal store at `path` lacks and make them part of it; None if it lacks none.
 
     Where `signal` asks for more draws, all documents get them first. Raises `StoreError` where the store holds other rows than
     `signal` of this teacher, tokenizer and context, or where its draws are not the first of the new ones.
     """
-    asked = store_identity(teacher, store, signal, context=context)
+    asked = store_identity(teacher, store, signal, context=context, counterpart=counterpart)
+    work = _Work(teacher, store, context, share, counterpart)
     merged = _settle(path, share=share)
     held = SignalStore.open(path)
     has_more_draws = draws_of(asked) > draws_of(held.identity)
@@ -123,14 +137,14 @@ def extend_store(
         begins = {documents[0] for documents in held.shard_documents() if documents}
         _require_unbegun_or(identity, path / EXTENSION)
         tokens = int(store.lengths[places].sum())
-        _write(teacher, store, places, {path / EXTENSION: identity}, context, shard_tokens=tokens, begins=begins, share=share)
+        _write(work, places, {path / EXTENSION: identity}, shard_tokens=tokens, begins=begins)
         merged = _settle(path, share=share)
     missing = set(held.missing_documents(store.ids))
     lacking = [place for place, name in enumerate(store.ids) if name in missing]
     if lacking:
         identity = dataclasses.replace(asked, documents=documents_digest(missing))
         _require_unbegun_or(identity, path / EXTENSION)
-        _write(teacher, store, lacking, {path / EXTENSION: identity}, context, shard_tokens=shard_tokens, share=share)
+        _write(work, lacking, {path / EXTENSION: identity}, shard_tokens=shard_tokens)
         merged = _settle(path, share=share)
     return merged
 
@@ -171,25 +185,34 @@ def _require_unbegun_or(identity: StoreIdentity, addition: Path) -> None:
     if not (addition / PLAN_FILE).exists():
         return
     held = read_json(addition / PLAN_FILE)["identity"]
-    if list(differences(held, json.loads(canonical(dataclasses.asdict(identity))))):
+    if list(differences(held, json.loads(canonical(identity.as_json())))):
         raise StoreError(
             f"{addition} holds an extension that was begun for other documents or another signal; finish it with the "
             "`limbeck cache extend` that began it, or delete that folder"
         )
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Who reads what, and how."""
+
+    teacher: Teacher
+    store: TokenStore
+    context: Context
+    share: Share
+    counterpart: Counterpart | None
+
+
 def _write(
-    teacher: Teacher,
-    store: TokenStore,
+    work: _Work,
     places: Sequence[int],
     identities: Mapping[Path, StoreIdentity],
-    context: Context,
     *,
     shard_tokens: int | None,
     begins: Collection[str] = (),
-    share: Share,
 ) -> None:
     """Score the documents at `places` into one store for each identity, together with the other processes."""
+    store, share = work.store, work.share
     documents = [(store.ids[place], int(store.lengths[place])) for place in places]
     shard_tokens = shard_tokens or max(SHARD_TOKENS, sum(length - 1 for _, length in documents) // MOST_SHARDS)
     writers = [
@@ -202,7 +225,7 @@ def _write(
     todo = every[share.rank :: share.world_size]
     place = {store.ids[index]: index for index in places}
     rows_to_score = sum(shard.num_tokens - len(shard.documents) for _, shard in todo)
-    title = f"{teacher.files.name} reads documents"
+    title = f"{work.teacher.files.name} reads documents"
     with progress(title, total=rows_to_score) as advance, share.between_shards() as stop_if_asked:
         for index, shard in todo:
             lacking = [writer for writer, shards in zip(writers, waiting, strict=True) if index in shards]
@@ -210,7 +233,7 @@ def _write(
             tokens = [store.document(place[document_id]) for document_id in ids]
             signals_lacking = [writer.identity.spec for writer in lacking]
             started = time.perf_counter()
-            rows = score_documents(teacher, tokens, ids=ids, signals=signals_lacking, context=context, advance=advance)
+            rows = _scored(work, [place[document_id] for document_id in ids], signals_lacking, advance=advance)
             seconds = time.perf_counter() - started
             for number, writer in enumerate(lacking):
                 content = [(ident, array, taken[number]) for ident, array, taken in zip(ids, tokens, rows, strict=True)]
@@ -223,15 +246,34 @@ def _write(
     share.wait()
 
 
-def store_identity(teacher: Teacher, store: TokenStore, signal: StoredSignal, *, context: Context) -> StoreIdentity:
-    """All that the rows depend on: teacher, tokenizer, documents, context policy and selection."""
+def _scored(
+    work: _Work, places: Sequence[int], signals: Sequence[StoredSignal], *, advance: Callable[[float], None]
+) -> Sequence[tuple[StoredRows, ...]]:
+    """For each document, the rows of every signal. `advance` is told of the students' rows."""
+    store, chunks = work.store, [signal for signal in signals if isinstance(signal, ChunksSignal)]
+    if not chunks:
+        of_tokens = [signal for signal in signals if not isinstance(signal, ChunksSignal)]
+        tokens, ids = [store.document(place) for place in places], [store.ids[place] for place in places]
+        return score_documents(work.teacher, tokens, ids=ids, signals=of_tokens, context=work.context, advance=advance)
+    assert work.counterpart is not None and len(chunks) == len(signals), "signals of chunks are written apart"
+    return score_chunks(work.teacher, work.counterpart, places, signals=chunks, context=work.context, advance=advance)
+
+
+def store_identity(
+    teacher: Teacher, store: TokenStore, signal: StoredSignal, *, context: Context, counterpart: Counterpart | None = None
+) -> StoreIdentity:
+    """All that the rows depend on: teacher, tokenizer or tokenizers, documents, context policy and selection."""
+    of_chunks = isinstance(signal, ChunksSignal)
+    assert not of_chunks or counterpart is not None, "chunks are of two tokenizations"
+    students = len(counterpart.student.content) if of_chunks and counterpart is not None else 0
     return StoreIdentity(
         teacher=teacher.identity,
         tokenizer=store.tokenizer_fingerprint,
         documents=store.documents_digest,
         context=context.model_dump(mode="json"),
         signal=signal_identity(signal),
-        vocab_size=teacher.vocab_size,
+        vocab_size=max(teacher.vocab_size, students),
+        teacher_tokenizer=counterpart.tokens.tokenizer_fingerprint if of_chunks and counterpart is not None else None,
     )
 
 
@@ -241,7 +283,7 @@ def score_documents(
     documents: Sequence[np.ndarray],
     *,
     ids: Sequence[str],
-    signals: Sequence[StoredSignal],
+    signals: Sequence[TokenSignal],
     context: Context,
     advance: Callable[[float], None] = lambda rows: None,
 ) -> list[tuple[SparseRows, ...]]:
@@ -255,3 +297,22 @@ def score_documents(
         advance(len(logits_RV))
     in_order = [[taken for _, taken in sorted(parts[index], key=lambda part: part[0])] for index in range(len(documents))]
     return [tuple(concatenate(list(same_signal)) for same_signal in zip(*chunks, strict=True)) for chunks in in_order]
+
+
+def score_chunks(
+    teacher: Teacher,
+    counterpart: Counterpart,
+    places: Sequence[int],
+    *,
+    signals: Sequence[ChunksSignal],
+    context: Context,
+    advance: Callable[[float], None] = lambda rows: None,
+) -> list[tuple[ChunkRows, ...]]:
+    """For each of a student's documents, the rows of every signal, one per position that has a next token."""
+    own = counterpart.own
+    whole = [Piece(index, 0, int(own.lengths[place]) - 1) for index, place in enumerate(places)]
+    reading = ChunkReading([chunk_text(counterpart, place) for place in places], whole, signals=signals, context=context)
+    to_read = sum(passage.window.stop - passage.window.first for passage in reading.work)
+    share = sum(piece.stop for piece in whole) / max(to_read, 1)
+    vocabulary = Vocabulary(counterpart.teacher, vocab_size=teacher.vocab_size, device=teacher.device)
+    return reading.read(teacher, vocabulary, advance=lambda rows: advance(rows * share))

@@ -18,7 +18,7 @@ from limbeck.errors import TeacherError
 from limbeck.signals.rows import concatenate
 from limbeck.signals.select import select
 from limbeck.signals.types import DenseRows, SignalRows, SparseRows
-from limbeck.spec.signal import DenseSignal, Signal
+from limbeck.spec.signal import DenseSignal, TokenSignal
 from limbeck.spec.teacher import Context
 from limbeck.teachers.huggingface import Teacher
 from limbeck.teachers.score import Passage, score_hidden
@@ -27,7 +27,7 @@ from limbeck.teachers.score import Passage, score_hidden
 class LiveRows:
     """A `RowSource` that runs the teacher. `tokens_scored` counts every position that the teacher reads."""
 
-    def __init__(self, teacher: Teacher, store: TokenStore, *, signal: Signal, context: Context) -> None:
+    def __init__(self, teacher: Teacher, store: TokenStore, *, signal: TokenSignal | DenseSignal, context: Context) -> None:
         if teacher.head_VE is None:
             raise TeacherError(
                 f"teacher {teacher.files.name} has no plain head and cannot teach live: write a store, cached rows work"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from limbeck.objectives.parts import beside_kl
 from limbeck.objectives.schedule import Moment, weight_at
+from limbeck.spec.across_tokenizers import ALM, GOLD, ULD, ByteKL, ProjectedKL
 from limbeck.spec.objective import (
     CrossEntropy,
     Custom,
@@ -80,6 +81,8 @@ def _is_zero_at_teacher(term: Term, signal: Signal | None) -> bool:
         case ReverseKL() | JensenShannon() | SkewKL():
             return term.label_share == 0
         case DecoupledKL() | HiddenStates() | SampledReverseKL():
+            return True
+        case ALM() | ULD() | GOLD() | ProjectedKL() | ByteKL():  # only where both read the same tokens, as the toy does
             return True
 
 

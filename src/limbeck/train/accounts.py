@@ -85,7 +85,7 @@ def _counted(student: PretrainedStudent) -> Parameters:
     return Parameters(total, embedding, total - embedding, total)
 
 
-def teacher_flops_per_scored_token(recipe: Recipe, train: TokenStore, files: TeacherFiles | None) -> float:
+def teacher_flops_per_scored_token(recipe: Recipe, scored: TokenStore, files: TeacherFiles | None) -> float:
     """Forward FLOPs of the teacher for each token that it reads; 0 where the objective does without.
 
     By the teacher's configuration where its type is known. Otherwise 2 FLOPs for every stored parameter, which overcounts an
@@ -97,7 +97,7 @@ def teacher_flops_per_scored_token(recipe: Recipe, train: TokenStore, files: Tea
     config = read_config(files) or find(files.name)
     try:
         if config is not None:
-            return teacher_flops_per_token(config, context=mean_context(train.lengths, longest=recipe.teacher.context.window))
+            return teacher_flops_per_token(config, context=mean_context(scored.lengths, longest=recipe.teacher.context.window))
     except TeacherError as error:
         say(f"{files.name}: FLOPs counted from its stored parameters ({error})")
     parameters = stored_parameters(files)
@@ -107,8 +107,11 @@ def teacher_flops_per_scored_token(recipe: Recipe, train: TokenStore, files: Tea
     return 2.0 * parameters
 
 
-def tokens_scored_per_row(train: TokenStore, *, context: Context) -> float:
-    """How many tokens the teacher reads for each row it leaves: more than one where windows overlap."""
-    rows = (train.lengths - 1).tolist()
-    read = sum(each.stop - each.start for n in rows for each in windows(n, window=context.window, overlap=context.overlap))
-    return read / sum(rows)
+def tokens_scored_per_row(scored: TokenStore, *, context: Context, rows: int) -> float:
+    """How many tokens the teacher reads for each of so many rows that it leaves: more than one where windows overlap.
+
+    `scored` are the documents in its own tokens, which may be more or fewer than the student's.
+    """
+    every = (scored.lengths - 1).tolist()
+    read = sum(each.stop - each.start for n in every for each in windows(n, window=context.window, overlap=context.overlap))
+    return read / rows

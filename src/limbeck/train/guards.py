@@ -134,9 +134,10 @@ def _sums(rollouts: Sequence[Rollout]) -> Sums:
 
 def _against_teacher(rollouts: Sequence[Rollout], rows: SignalRows, *, device: torch.device) -> tuple[float, float]:
     """Positions at which the student's drawn tokens are compared, and the sum there; none with other signals."""
-    comparable = isinstance(rows, TopKRows) or (isinstance(rows, DenseRows) and rows.temperature == 1)
     position_N, token_N, log_prob_N = _drawn(rollouts)
-    if not comparable or not len(position_N):
+    if not isinstance(rows, TopKRows | DenseRows) or not len(position_N):
+        return 0.0, 0.0
+    if isinstance(rows, DenseRows) and rows.temperature != 1:
         return 0.0, 0.0
     if isinstance(rows, DenseRows):
         kept = torch.linspace(0, len(position_N) - 1, min(COMPARED, len(position_N))).long()

@@ -17,6 +17,7 @@ from torch import Tensor
 from limbeck.compute import autocast
 from limbeck.data.loader import Batch
 from limbeck.errors import DivergedError
+from limbeck.objectives.across_loss import pieces_of
 from limbeck.objectives.objective import START, LossOutput, objective_loss
 from limbeck.objectives.schedule import Moment
 from limbeck.optim.averaging import WeightAverage
@@ -168,7 +169,8 @@ def batch_loss(
     It is divided by the tokens of the whole step that have a loss; None: those of a step that reads texts alone.
     """
     device, normaliser = setup.device, setup.step_costs.tokens if tokens is None else tokens
-    sampled = batch.sampled_log_probs_BT
+    sampled, shape = batch.sampled_log_probs_BT, batch.tokens_BT.shape
+    pieces = None if setup.across is None else pieces_of(batch.segments_BT, shape=shape, device=device)
     with autocast(setup.dtype, device):
         reading = setup.read(batch)
         output = objective_loss(
@@ -180,6 +182,8 @@ def batch_loss(
             temperature=setup.temperature,
             moment=moment,
             projection=setup.projection,
+            across=setup.across,
+            pieces_T=pieces,
             mask_T=batch.mask_BT.flatten().to(device) if batch.mask_BT is not None else None,
             normaliser=normaliser,
             softcap=setup.student.softcap,

@@ -21,7 +21,7 @@ from torch import Tensor
 from limbeck.data.packing import Piece
 from limbeck.errors import SpecError, TeacherError
 from limbeck.signals.rows import concatenate
-from limbeck.signals.types import DenseRows, SignalRows, SparseRows
+from limbeck.signals.types import DenseRows, SignalRows, StoredRows
 from limbeck.spec.placement import TeacherPool
 from limbeck.spec.recipe import Recipe
 from limbeck.train.messages import Answer, Sent, Verb, answer_as_rows, receive_answer, send_request
@@ -221,5 +221,5 @@ def _together(parts: Sequence[SignalRows]) -> SignalRows:
     dense = [part for part in parts if isinstance(part, DenseRows)]
     if dense:
         return DenseRows(torch.cat([part.hidden_TE for part in dense]), dense[0].head_VE, dense[0].temperature)
-    sparse: list[SparseRows] = [part for part in parts if not isinstance(part, DenseRows)]
-    return concatenate(sparse)
+    stored: list[StoredRows] = [part for part in parts if not isinstance(part, DenseRows)]
+    return concatenate(stored)

@@ -12,7 +12,7 @@ Shapes: T positions of the sequence that hold something, N of them at which grad
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,14 +21,16 @@ from limbeck.compute import autocast
 from limbeck.data.loader import Batch
 from limbeck.data.store_rows import StoreRows
 from limbeck.errors import LimbeckError
+from limbeck.objectives.across_prepared import Across
 from limbeck.objectives.objective import objective_loss
 from limbeck.objectives.schedule import Moment, weight_at
 from limbeck.signals.rows import mass_on, rows_at, to_device
-from limbeck.signals.types import DenseRows, SignalRows, sparse_target
+from limbeck.signals.types import ChunkRows, DenseRows, SignalRows, SparseRows, sparse_target
 from limbeck.spec.objective import CrossEntropy, HiddenStates, Objective, needs_teacher, terms
 from limbeck.train.setup import Setup
 from limbeck.train.sharding import head_gathered
 
+TokenRows = SparseRows | DenseRows
 POSITIONS = 128
 """At which gradients are taken: N."""
 _CERTAIN = 5.0
@@ -77,10 +79,13 @@ def preflight(setup: Setup) -> Preflight:
     targets_T = batch.targets_BT.flatten().to(device)[held_T]
     mass, mass_of_store = None, None
     if rows is not None:
-        _check_row_ids(rows, vocab_size=vocab_size, key=key)
-        mass_of_store = loader.source.signals.mass_on_text if isinstance(loader.source, StoreRows) else None
-        mass = _check_alignment(rows, targets_T, mass_of_store=mass_of_store)
-    at_N = torch.linspace(0, len(targets_T) - 1, min(POSITIONS, len(targets_T)), device=device).long()
+        if isinstance(rows, ChunkRows):
+            _check_chunks(rows)
+        else:
+            _check_row_ids(rows, vocab_size=vocab_size, key=key)
+            mass_of_store = loader.source.signals.mass_on_text if isinstance(loader.source, StoreRows) else None
+            mass = _check_alignment(rows, targets_T, mass_of_store=mass_of_store)
+    at_N = _places(len(targets_T), rows).to(device)
     logits_NV = _logits(setup, batch, held_T[at_N])
     ce = _check_loss_scale(logits_NV, targets_T[at_N])
     gradients = _check_terms(setup, logits_NV, targets_T[at_N], rows=None if rows is None else rows_at(rows, at_N))
@@ -119,7 +124,21 @@ def _held(batch: Batch) -> Tensor:
     return (batch.segments_BT.flatten() >= 0).nonzero().squeeze(1)
 
 
-def _check_row_ids(rows: SignalRows, *, vocab_size: int, key: str) -> None:
+def _places(length: int, rows: SignalRows | None) -> Tensor:
+    """N of so many positions: as far apart as they can be, but of chunks the first, which keep together what is of one chunk."""
+    number = min(POSITIONS, length)
+    return torch.arange(number) if isinstance(rows, ChunkRows) else torch.linspace(0, length - 1, number).long()
+
+
+def _check_chunks(rows: ChunkRows) -> None:
+    if not bool((rows.tokens_T > 0).any()):
+        raise PreflightError(
+            "no chunk of the first sequence lies within it: student and teacher have hardly a boundary in common there; raise "
+            "data.sequence_length, or take texts of which both tokenizers have some"
+        )
+
+
+def _check_row_ids(rows: TokenRows, *, vocab_size: int, key: str) -> None:
     if isinstance(rows, DenseRows):
         if len(rows.head_VE) != vocab_size:
             raise PreflightError(
@@ -134,7 +153,7 @@ def _check_row_ids(rows: SignalRows, *, vocab_size: int, key: str) -> None:
         )
 
 
-def _check_alignment(rows: SignalRows, targets_T: Tensor, *, mass_of_store: float | None) -> float:
+def _check_alignment(rows: TokenRows, targets_T: Tensor, *, mass_of_store: float | None) -> float:
     """The mean mass that rows give to the next token, which must not be less than they give to its neighbours."""
     mass_T = mass_on(rows, targets_T).double()
     mean = float(mass_T.mean())
@@ -184,7 +203,7 @@ def _check_terms(setup: Setup, logits_NV: Tensor, targets_N: Tensor, *, rows: Si
         term = weighted.term
         if isinstance(term, HiddenStates):
             continue  # pulls on hidden states
-        grad_NV = _gradient(term, logits_NV, targets_N, rows=rows, temperature=setup.temperature)
+        grad_NV = _gradient(term, logits_NV, targets_N, rows=rows, temperature=setup.temperature, across=setup.across)
         size = float(grad_NV.norm(dim=1).mean())
         if not math.isfinite(size):
             raise PreflightError(
@@ -194,7 +213,8 @@ def _check_terms(setup: Setup, logits_NV: Tensor, targets_N: Tensor, *, rows: Si
         name = term.kind if term.kind not in sizes else f"{term.kind}_{place + 1}"
         sizes[name] = size * weight_at(weighted.weight, Moment())
         if rows is not None and not isinstance(term, CrossEntropy):
-            other_NV = _gradient(term, logits_NV, targets_N, rows=_rolled(rows), temperature=setup.temperature)
+            rolled, temperature = _rolled(rows), setup.temperature
+            other_NV = _gradient(term, logits_NV, targets_N, rows=rolled, temperature=temperature, across=setup.across)
             listens.append(not torch.equal(grad_NV, other_NV))
     if rows is not None and listens and not any(listens) and not _all_alike(rows):
         raise PreflightError(
@@ -204,7 +224,13 @@ def _check_terms(setup: Setup, logits_NV: Tensor, targets_N: Tensor, *, rows: Si
 
 
 def _gradient(
-    objective: Objective, logits_NV: Tensor, targets_N: Tensor, *, rows: SignalRows | None, temperature: float
+    objective: Objective,
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    *,
+    rows: SignalRows | None,
+    temperature: float,
+    across: Across | None,
 ) -> Tensor:
     """Of the sum over positions, with respect to logits."""
     head_VN = logits_NV.T.contiguous().requires_grad_()
@@ -215,6 +241,7 @@ def _gradient(
         targets_T=targets_N,
         rows=rows if needs_teacher(objective) else None,
         temperature=temperature,
+        across=across,
         normaliser=1,
         sampled_log_probs_T=logits_NV.log_softmax(-1).gather(1, targets_N[:, None]).squeeze(1),  # as if it had drawn them
     )
@@ -223,7 +250,12 @@ def _gradient(
 
 
 def _rolled(rows: SignalRows) -> SignalRows:
-    """Every position with the row of another."""
+    """Every position with the row of another, or every chunk with what the teacher says of another."""
+    if isinstance(rows, ChunkRows):
+        ends_C = rows.tokens_T.nonzero().flatten()
+        from_T = torch.arange(len(rows.tokens_T), device=ends_C.device)
+        from_T[ends_C] = ends_C.roll(len(ends_C) // 2)
+        return replace(rows_at(rows, from_T), tokens_T=rows.tokens_T)
     length = len(rows.hidden_TE) if isinstance(rows, DenseRows) else len(sparse_target(rows).ids_TK)
     return rows_at(rows, torch.arange(length).roll(length // 2))
 
@@ -232,5 +264,7 @@ def _all_alike(rows: SignalRows) -> bool:
     """Whether all positions have the same row, as a teacher's that says nothing."""
     if isinstance(rows, DenseRows):
         return bool((rows.hidden_TE == rows.hidden_TE[:1]).all())
+    if isinstance(rows, ChunkRows):
+        return bool((rows.tokens_T > 0).sum() < 2)
     target = sparse_target(rows)
     return bool((target.ids_TK == target.ids_TK[:1]).all() and (target.probs_TK == target.probs_TK[:1]).all())

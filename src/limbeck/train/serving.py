@@ -15,14 +15,14 @@ from limbeck.compute import pick_device
 from limbeck.data.packing import Piece
 from limbeck.evals.reference import teacher_reference
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.signal import DenseSignal
+from limbeck.spec.signal import ChunksSignal, DenseSignal
 from limbeck.teachers.huggingface import load_teacher
 from limbeck.teachers.live import LiveRows
 from limbeck.train.interrupt import EndedEarly, finish_the_step
 from limbeck.train.messages import Answer, Request, Verb, receive_request, rows_as_answer, send_answer, send_failure
 from limbeck.train.parallel import leave, start_processes
 from limbeck.train.pool import decoded, pool_size, students_of
-from limbeck.train.setup import Texts, first_process_first
+from limbeck.train.texts import Texts, first_process_first
 
 
 def serve(recipe: Recipe) -> None:
@@ -54,6 +54,7 @@ class Desk:
         """The teacher, as it would be beside a student."""
         teacher, signal = self.recipe.teacher, self.recipe.signal
         assert teacher is not None and signal is not None, "the recipe's validator requires them"
+        assert not isinstance(signal, ChunksSignal), "the recipe's validator refuses it"
         return LiveRows(load_teacher(teacher, device=self.device), self.texts.train, signal=signal, context=teacher.context)
 
     def answer(self, verb: Verb, numbers: np.ndarray) -> Answer:

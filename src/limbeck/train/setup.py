@@ -13,53 +13,45 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from limbeck.compute import pick_device, pick_dtype
-from limbeck.data.chat_template import with_chat_template
 from limbeck.data.loader import Batch, Loader, RowSource
 from limbeck.data.packing import SequenceStream
 from limbeck.data.store_rows import StoreRows
 from limbeck.data.streams import counted_share, open_stream
-from limbeck.data.token_store import TokenStore, prepare
-from limbeck.data.tokenizers import Tokenizer, load_tokenizer
-from limbeck.errors import DataError, SpecError, StoreError
+from limbeck.data.vocabulary_pair import pieces, vocabulary_pair
+from limbeck.errors import SpecError
 from limbeck.evals.reference import Reference, reads_alike, teacher_reference
+from limbeck.objectives.across_prepared import Across, prepare_across
 from limbeck.objectives.custom import load_functions
 from limbeck.objectives.hidden import build_projection
 from limbeck.progress import say
 from limbeck.runs import Costs
 from limbeck.signals.store import SignalStore
-from limbeck.spec.objective import needs_hidden_states, needs_teacher
+from limbeck.spec.across_tokenizers import ProjectedKL
+from limbeck.spec.objective import needs_hidden_states, needs_teacher, terms
 from limbeck.spec.parallel import Sharded
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.signal import DenseSignal
+from limbeck.spec.signal import ChunksSignal, DenseSignal
 from limbeck.spec.student import HuggingFaceStudent, UpcycledStudent
 from limbeck.spec.teacher import Context
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 from limbeck.students.model import Reading, StudentModel
-from limbeck.students.pretrained import PretrainedStudent, Source, source_of, vocabulary
+from limbeck.students.pretrained import PretrainedStudent, source_of
 from limbeck.students.pretrained_folder import PRUNING
 from limbeck.students.start import Start, find_start, yarns
 from limbeck.surgery.folder import pruned_student
-from limbeck.teachers.files import TeacherFiles, locate, read_config, weights_digest
+from limbeck.teachers.files import TeacherFiles, weights_digest
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
+from limbeck.teachers.live_chunks import LiveChunks
 from limbeck.train.accounts import StudentCosts, student_costs, teacher_flops_per_scored_token, tokens_scored_per_row
-from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all, wait_for_teachers_too
+from limbeck.train.checks import check_holds, check_reads_whole, check_store, teacher_width, with_vocabulary
+from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all
 from limbeck.train.pool import AskedRows, pool_size
 from limbeck.train.sharding import shard
 from limbeck.train.split import MovedRows, teacher_device
+from limbeck.train.texts import Texts, first_process_first
 from limbeck.train.writers import Writers, open_writers
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The tokenizer of a recipe and what it made of the texts."""
-
-    tokenizer: Tokenizer
-    train: TokenStore
-    heldout: TokenStore
-    files: TeacherFiles | None
-    """The teacher's, where the recipe has one."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +82,8 @@ class Setup:
     student: StudentModel
     projection: nn.Linear | None
     """Trains with the student and is no part of it: its hidden states to the teacher's width, where the objective needs it."""
+    across: Across | None
+    """Of terms across tokenizers: what they know of the two vocabularies."""
     loader: Loader
     processes: Processes
     device: torch.device
@@ -136,55 +130,6 @@ class Setup:
         return nn.ModuleDict({"student": self.student, "projection": self.projection})
 
 
-def open_texts(recipe: Recipe) -> Texts:
-    """Tokenizer and token stores of a recipe; a teacher that reads other ids than the student is refused."""
-    files = locate(recipe.teacher) if recipe.teacher is not None else None
-    source = source_of(recipe.student) if isinstance(recipe.student, HuggingFaceStudent) else None
-    if recipe.data.tokenizer is not None:
-        tokenizer = load_tokenizer(recipe.data.tokenizer)
-    elif files is not None:
-        tokenizer = _teachers_tokenizer(files)
-    else:
-        assert source is not None, "the recipe's validator requires one of the three"
-        tokenizer = load_tokenizer(source.model, **source.arguments)
-    if files is not None and recipe.data.tokenizer is not None and needs_teacher(recipe.objective):
-        theirs = _teachers_tokenizer(files)
-        if theirs.backend.get_vocab() != tokenizer.backend.get_vocab():
-            raise SpecError(
-                f"data.tokenizer={recipe.data.tokenizer} (vocabulary of {tokenizer.size}) is not the teacher's "
-                f"({files.name}, {theirs.size}): a signal is about the teacher's ids; remove data.tokenizer, "
-                "or take a teacher with that tokenizer (distillation across tokenizers is not in Limbeck yet)"
-            )
-    if source is not None and source.model != tokenizer.folder:
-        _check_reads(source, tokenizer, has_teacher=files is not None and needs_teacher(recipe.objective))
-    tokenizer = with_chat_template(tokenizer, recipe.data.chat_template)
-    train, heldout = prepare(recipe.data, tokenizer)
-    return Texts(tokenizer, train, heldout, files)
-
-
-def _check_reads(source: Source, tokenizer: Tokenizer, *, has_teacher: bool) -> None:
-    """Refuse texts in other ids than those that a pretrained student knows; where it comes without a tokenizer, none is."""
-    try:
-        own = load_tokenizer(source.model, **source.arguments)
-    except DataError:
-        return
-    if own.backend.get_vocab() != tokenizer.backend.get_vocab():
-        remedy = (
-            "a signal is about the teacher's ids, so take a teacher with the student's tokenizer (distillation across "
-            "tokenizers is not in Limbeck yet)"
-            if has_teacher
-            else "set data.tokenizer to the student's"
-        )
-        raise SpecError(
-            f"student.model={source.model} reads other tokens (a vocabulary of {own.size}) than {tokenizer.folder} writes "
-            f"({tokenizer.size}): {remedy}"
-        )
-
-
-def _teachers_tokenizer(files: TeacherFiles) -> Tokenizer:
-    return load_tokenizer(files.model, revision=files.hub_revision, trust_remote_code=files.trust_remote_code)
-
-
 def open_setup(recipe: Recipe) -> Setup:
     """Resolve and open a recipe. Raises before anything is computed if the recipe asks for what cannot be given."""
     load_functions(recipe.objective)
@@ -193,10 +138,10 @@ def open_setup(recipe: Recipe) -> Setup:
     start, dense = _starts(recipe)
     signals = SignalStore.open(recipe.store_path) if recipe.uses_store else None
     texts = first_process_first(recipe, processes)
-    _check_holds(recipe, texts, size=recipe.student.vocab_size)
-    _check_reads_whole(recipe, texts)
+    check_holds(recipe, texts, size=recipe.student.vocab_size)
+    check_reads_whole(recipe, texts)
     if signals is not None:
-        _check_store(signals, recipe, texts)
+        check_store(signals, recipe, texts)
     if not processes.teachers:
         teacher = _live_teacher(recipe, device=teacher_device(recipe, device=device))
         return _opened(recipe, texts, signals, teacher, start=start, dense=dense, processes=processes, device=device)
@@ -219,13 +164,15 @@ def _opened(
     """The rest, with a teacher that is here or is asked."""
     pruned = _pruned(recipe, processes, device=device)
     reference = _reference(recipe, texts, teacher, device=device, processes=processes)
-    width = _teacher_width(recipe, texts, signals=signals, teacher=teacher, reference=reference)
+    width = teacher_width(recipe, texts, signals=signals, teacher=teacher, reference=reference)
     width = int(from_first(width, processes, device))
     recipe = with_vocabulary(recipe, texts, teacher_width=width or None, start=start or dense)
     assert recipe.student.vocab_size is not None
     stream = open_stream(recipe.data, texts.train, seed=recipe.seed)
     share = counted_share(stream, texts.train)
     _say_how_it_packs(recipe, stream)
+    if texts.across is not None and reference is not None and len(reference.head_VE) != recipe.student.vocab_size:
+        reference = None  # the same tokens, and another number of logits
     sequences = recipe.batch.sequences
     if sequences % processes.world_size:
         raise SpecError(f"batch.sequences={sequences} is not a multiple of the {processes.world_size} processes")
@@ -256,6 +203,7 @@ def _opened(
         texts=texts,
         student=student,
         projection=projection,
+        across=_across(recipe, texts, device=device),
         loader=loader,
         processes=processes,
         device=device,
@@ -265,8 +213,8 @@ def _opened(
         pruned=_pruned_record(recipe, pruned),
         student_costs=costs,
         step_costs=costs.of_step(recipe, padding_share=stream.padding_share, counted_share=share),
-        teacher_flops_per_scored_token=teacher_flops_per_scored_token(recipe, texts.train, texts.files),
-        tokens_scored_per_row=tokens_scored_per_row(texts.train, context=context),
+        teacher_flops_per_scored_token=teacher_flops_per_scored_token(recipe, texts.scored, texts.files),
+        tokens_scored_per_row=tokens_scored_per_row(texts.scored, context=context, rows=texts.train.num_rows),
         rows_per_token=1 / share,
         writers=open_writers(
             recipe,
@@ -343,125 +291,10 @@ def _start_record(recipe: Recipe, start: Start | None) -> StartRecord | None:
     return StartRecord(recipe.initial_weights, weights_digest(TeacherFiles(recipe.initial_weights, str(start.folder))))
 
 
-def with_vocabulary(recipe: Recipe, texts: Texts, *, teacher_width: int | None, start: Start | None = None) -> Recipe:
-    """The recipe with the student's `vocab_size` filled in and checked: the teacher's logits, without one what the student
-    begins with, or else the tokenizer's size.
-
-    A control takes the teacher's too, so that it is the same student; it must be the same where its KL is measured. Of a
-    pretrained student it is the model's.
-    """
-    asked = recipe.student.vocab_size
-    if isinstance(recipe.student, HuggingFaceStudent):
-        asked = _own_vocabulary(recipe.student, teacher_width=teacher_width)
-    if asked is not None and teacher_width is not None and asked != teacher_width:
-        raise SpecError(f"{recipe.student.vocab_size_key}={asked}, but the teacher's vocabulary is {teacher_width}: remove it")
-    size = asked or teacher_width or (start.vocab_size if start is not None else texts.tokenizer.size)
-    _check_holds(recipe, texts, size=size)
-    return recipe.model_copy(update={"student": recipe.student.with_vocab_size(size)})
-
-
-def _check_holds(recipe: Recipe, texts: Texts, *, size: int | None) -> None:
-    """Refuse a vocabulary, where one is asked for, that has not all of the tokenizer's ids."""
-    if size is not None and size < texts.tokenizer.size:
-        raise SpecError(f"{recipe.student.vocab_size_key}={size} is smaller than the tokenizer's {texts.tokenizer.size} ids")
-
-
-def _check_reads_whole(recipe: Recipe, texts: Texts) -> None:
-    """Refuse rollouts that are longer than the teacher can read: it is given them whole, not in windows."""
-    if recipe.on_policy is None or texts.files is None:
-        return
-    config = read_config(texts.files) or {}
-    longest = config.get("text_config", config).get("max_position_embeddings")
-    if longest is not None and recipe.data.sequence_length > longest:
-        raise SpecError(
-            f"data.sequence_length={recipe.data.sequence_length} is more than {texts.files.name} can read of a rollout: set it "
-            f"to {longest} or less"
-        )
-
-
-def _own_vocabulary(student: HuggingFaceStudent, *, teacher_width: int | None) -> int:
-    size = vocabulary(student)
-    if student.vocab_size not in (None, size):
-        raise SpecError(f"student.vocab_size={student.vocab_size}, but {student.model} has {size} logits: remove it")
-    if teacher_width not in (None, size):
-        raise SpecError(
-            f"student.model={student.model} has {size} logits and the teacher {teacher_width}: they share no vocabulary; "
-            "choose another teacher, or none"
-        )
-    return size
-
-
-def _teacher_width(
-    recipe: Recipe,
-    texts: Texts,
-    *,
-    signals: SignalStore | None,
-    teacher: Teacher | AskedRows | None,
-    reference: Reference | None,
-) -> int:
-    """The teacher's logits, from whatever is at hand of it; 0 where nothing is, or nothing compares student and teacher."""
-    if signals is not None:
-        return signals.identity.vocab_size
-    if teacher is not None:
-        return teacher.vocab_size
-    if reference is not None:
-        return len(reference.head_VE)
-    if texts.files is None or recipe.student.vocab_size is not None:
-        return 0
-    if recipe.data.tokenizer is not None and not reads_alike(texts.files, texts.train):
-        return 0
-    config = read_config(texts.files) or {}
-    return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
-
-
 def _agreed_dtype(recipe: Recipe, processes: Processes, device: torch.device) -> torch.dtype:
     """The first process's choice: probes of several could differ."""
     wide = pick_dtype(recipe.precision, device) == torch.float32 if processes.is_first else False
     return torch.float32 if from_first(float(wide), processes, device) else torch.bfloat16
-
-
-def first_process_first(recipe: Recipe, processes: Processes) -> Texts:
-    """Let one process convert, tokenise and fill the cache; the others find it filled."""
-    if processes.is_first:
-        texts = open_texts(recipe)
-        wait_for_teachers_too(processes)
-        return texts
-    wait_for_teachers_too(processes)
-    return open_texts(recipe)
-
-
-def _check_store(signals: SignalStore, recipe: Recipe, texts: Texts) -> None:
-    """Refuse a store that cannot give what the recipe asks: another signal, tokenizer, context, teacher, or other documents."""
-    assert recipe.signal is not None
-    signals.check_can_serve(
-        recipe.signal,
-        tokenizer=texts.train.tokenizer_fingerprint,
-        vocab_size=recipe.student.vocab_size,
-        context=recipe.teacher.context.model_dump(mode="json") if recipe.teacher is not None else None,
-    )
-    held = signals.identity.teacher
-    # A student may train where the teacher's files are not: then there is nothing to compare.
-    weights = weights_digest(texts.files) if texts.files is not None else None
-    if texts.files is not None and weights is not None and weights != held["weights"]:
-        raise StoreError(
-            f"{signals.path} was scored by {held['name']} (weights {held['weights']}), but the recipe's teacher is "
-            f"{texts.files.name} (weights {weights}): name the store of this teacher, or write one with `limbeck cache write`"
-        )
-    if weights is not None and texts.files is not None and texts.files.quantisation != held["quantisation"]:
-        raise StoreError(
-            f"{signals.path} was scored by {held['name']} with quantisation {held['quantisation']}, but the recipe's teacher "
-            f"has {texts.files.quantisation}: set teacher.quantisation as the store was written, or name another store"
-        )
-    if recipe.teacher is not None and recipe.teacher.dtype not in ("auto", held["dtype"]):
-        raise StoreError(
-            f"{signals.path} was scored in {held['dtype']}, not in teacher.dtype={recipe.teacher.dtype}: name another store"
-        )
-    missing = signals.missing_documents(texts.train.ids)
-    if missing:
-        raise StoreError(
-            f"{signals.path} lacks {len(missing)} of the {len(texts.train)} training documents (the first: {missing[0]}): "
-            "it was written for other texts; run `limbeck cache write` with another store path"
-        )
 
 
 def _is_live(recipe: Recipe) -> bool:
@@ -485,6 +318,9 @@ def _row_source(
         return StoreRows(signals, texts.train, signal=recipe.signal)
     if isinstance(teacher, Teacher):
         assert recipe.signal is not None and recipe.teacher is not None
+        if isinstance(recipe.signal, ChunksSignal):
+            assert texts.across is not None, "an objective that reads chunks crosses tokenizers"
+            return LiveChunks(teacher, texts.across.counterpart, signal=recipe.signal, context=recipe.teacher.context)
         live = LiveRows(teacher, texts.train, signal=recipe.signal, context=recipe.teacher.context)
         return live if teacher.device == device else MovedRows(live, device)
     return teacher
@@ -500,6 +336,21 @@ def _projection(
         student_width=student.head_VD.shape[1], teacher_width=teacher.head_VE.shape[1], seed=recipe.seed
     )
     return None if projection is None else projection.to(device)
+
+
+def _across(recipe: Recipe, texts: Texts, *, device: torch.device) -> Across | None:
+    if texts.across is None:
+        return None
+    assert isinstance(recipe.signal, ChunksSignal), "the recipe's validator requires it"
+    projects = any(isinstance(weighted.term, ProjectedKL) for weighted in terms(recipe.objective))
+    pair = vocabulary_pair(texts.tokenizer, texts.across.tokenizer)
+    return prepare_across(
+        recipe.objective,
+        pair,
+        distribution=recipe.signal.distribution,
+        pieces=pieces(pair.student, texts.across.tokenizer) if projects else None,
+        device=device,
+    )
 
 
 def _placed(
@@ -523,8 +374,9 @@ def _reference(
     """The teacher on the held-out documents, for the process that measures; None where it cannot be compared."""
     if recipe.teacher is None or texts.files is None or not recipe.evaluation.kl_to_teacher or not processes.is_first:
         return None
-    if recipe.data.tokenizer is not None and not reads_alike(texts.files, texts.heldout):
-        say(f"no KL to {texts.files.name}: its tokenizer is not data.tokenizer={recipe.data.tokenizer}")
+    may_differ = recipe.data.tokenizer is not None or texts.across is not None
+    if may_differ and not reads_alike(texts.files, texts.heldout):
+        say(f"no KL to {texts.files.name}: its tokenizer is not that of {texts.tokenizer.folder}")
         return None
     if isinstance(teacher, AskedRows):
         teacher.make_reference()  # into the cache, where it is found

@@ -20,7 +20,7 @@ from enum import Enum
 import numpy as np
 
 from limbeck.signals.codec.numbers import Alphabet, alphabet
-from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
+from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, TokenSignal, TopKSignal, TopPSignal
 
 MOST_VALUE = {"uint8": 255, "float16": 0x7BFF}
 """The greatest log-prob step of either way of keeping values (`values.py`)."""
@@ -69,7 +69,7 @@ class Layout:
     weight: Alphabet = field(default_factory=lambda: alphabet(MOST_WEIGHT, exact=8, per_octave=8))
 
 
-def layout_of(signal: StoredSignal) -> Layout:
+def layout_of(signal: TokenSignal) -> Layout:
     """The layout of a signal's rows."""
     match signal:
         case SampledSignal(draws=draws):

@@ -22,7 +22,7 @@ from limbeck.signals.codec.layout import Layout, Marks, layout_of
 from limbeck.signals.codec.numbers import Alphabet, alphabet
 from limbeck.signals.codec.tables import MOST_LEVEL, PRECISION, Table, Tables, flatten
 from limbeck.signals.codec.words import MOST_MEMBERS, NUM_CLASSES, Words, place_bits
-from limbeck.spec.signal import StoredSignal
+from limbeck.spec.signal import TokenSignal
 
 VERSION = 3
 ENTROPY_BANDS = 32
@@ -159,7 +159,7 @@ def _pack(data: bytes) -> bytes:
     return _SECTION.pack(len(data), len(shortest)) + shortest
 
 
-def read_model(data: bytes, signal: StoredSignal, vocab_size: int) -> Model:
+def read_model(data: bytes, signal: TokenSignal, vocab_size: int) -> Model:
     """The model of some bytes. Raises `DamagedRowsError` where no model has these bytes."""
     _require(zlib.crc32(data[:-4]).to_bytes(4, "little") == data[-4:], "its bytes changed since they were written")
     try:

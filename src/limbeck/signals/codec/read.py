@@ -7,10 +7,11 @@ Shapes: R rows of all lanes that are read, L lanes, G sets that are not empty, K
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from limbeck.signals.codec.chunks import columns_at, head_signal, read_columns, split_document, with_columns
 from limbeck.signals.codec.errors import DamagedRowsError
 from limbeck.signals.codec.lanes import LaneReader
 from limbeck.signals.codec.layout import Columns, Layout, Marks, SetColumns, layout_of, no_columns
@@ -18,8 +19,8 @@ from limbeck.signals.codec.model import ENTROPY_BANDS, needs_two_groups
 from limbeck.signals.codec.read_sets import SetsToRead, read_sets
 from limbeck.signals.codec.rows import by_rank, rows_of
 from limbeck.signals.codec.stack import Stack, stack_models
-from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows
-from limbeck.spec.signal import StoredSignal
+from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, StoredRows, TopKRows
+from limbeck.spec.signal import ChunksSignal, StoredSignal, TokenSignal
 
 _KINDS: dict[str, type[SparseRows]] = {
     "sampled": SampledRows,
@@ -45,7 +46,7 @@ class Piece:
 class Decoded:
     """The rows of some pieces one after another, their checks (see `row_checks`), and how many bytes they were read from."""
 
-    rows: SparseRows
+    rows: StoredRows
     checks: np.ndarray  # int64
     num_bytes: int
 
@@ -57,6 +58,27 @@ def row_checks(tokens: np.ndarray) -> np.ndarray:
 
 def decode(pieces: Sequence[Piece], *, signal: StoredSignal, vocab_size: int) -> Decoded:
     """The rows of all pieces, in order, padded to a common K. Raises `DamagedRowsError` where bytes cannot be rows."""
+    if isinstance(signal, ChunksSignal):
+        return _decode_chunks(pieces, signal=signal, vocab_size=vocab_size)
+    return _decode(pieces, signal=signal, vocab_size=vocab_size)
+
+
+def _decode_chunks(pieces: Sequence[Piece], *, signal: ChunksSignal, vocab_size: int) -> Decoded:
+    """Columns are read of whole documents, heads of the pieces alone."""
+    wanted = [piece for piece in pieces if piece.stop > piece.start]
+    parts = [split_document(piece.data) for piece in wanted]
+    lanes = [replace(piece, data=data) for piece, (_, data) in zip(wanted, parts, strict=True)]
+    heads = _decode(lanes, signal=head_signal(signal), vocab_size=vocab_size)
+    columns = [
+        columns_at(read_columns(packed, num_rows=piece.num_rows), piece.start, piece.stop)
+        for piece, (packed, _) in zip(wanted, parts, strict=True)
+    ]
+    assert isinstance(heads.rows, TopKRows)
+    num_bytes = heads.num_bytes + sum(len(packed) for packed, _ in parts)
+    return Decoded(with_columns(heads.rows, columns), heads.checks, num_bytes)
+
+
+def _decode(pieces: Sequence[Piece], *, signal: TokenSignal, vocab_size: int) -> Decoded:
     layout = layout_of(signal)
     wanted = [piece for piece in pieces if piece.stop > piece.start]
     if wanted:

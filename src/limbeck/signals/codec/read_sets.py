@@ -80,6 +80,8 @@ def _read_in_steps(
     level_P: np.ndarray,
 ) -> np.ndarray:
     """One id of each active lane in every step, int64 [T, L]; lanes as in `order_L`, those with most ids first."""
+    if not active_T:
+        return np.zeros((0, len(order_L)), dtype=np.int64)
     most = int(sets.count_G.max(initial=1))
     contexts = CountContexts(int(sets.left_G.max(initial=0)), most)
     found_TL = np.zeros((len(active_T), len(order_L)), dtype=np.int64)

@@ -18,7 +18,7 @@ import numpy as np
 from limbeck.signals.codec.model import Model, read_model
 from limbeck.signals.codec.tables import Tables
 from limbeck.signals.codec.words import num_names
-from limbeck.spec.signal import StoredSignal
+from limbeck.spec.signal import TokenSignal
 
 MOST_BYTES = 1 << 30
 """Of all models that are kept of one signal: some 700 shards'."""
@@ -106,7 +106,7 @@ class _Arrays:
 class _Kept:
     """The models of one signal that were asked for."""
 
-    def __init__(self, signal: StoredSignal, vocab_size: int) -> None:
+    def __init__(self, signal: TokenSignal, vocab_size: int) -> None:
         self._signal, self._vocab_size = signal, vocab_size
         self._arrays = _Arrays(vocab_size)
         self._lock = Lock()
@@ -123,10 +123,10 @@ class _Kept:
 
 
 @lru_cache(maxsize=4)
-def _kept(signal: StoredSignal, vocab_size: int) -> _Kept:
+def _kept(signal: TokenSignal, vocab_size: int) -> _Kept:
     return _Kept(signal, vocab_size)
 
 
-def stack_models(keys: Sequence[bytes], *, signal: StoredSignal, vocab_size: int) -> Stack:
+def stack_models(keys: Sequence[bytes], *, signal: TokenSignal, vocab_size: int) -> Stack:
     """The models of some bytes as one. Raises `DamagedRowsError` where no model has these bytes."""
     return _kept(signal, vocab_size).stack(list(dict.fromkeys(keys)))

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from limbeck.signals.codec.chunks import head_signal, heads_of, write_columns
 from limbeck.signals.codec.fit import Fitted, Flat, classes_before, fit, flatten_rows
 from limbeck.signals.codec.lanes import LaneWriter, bits_part, symbol_part
 from limbeck.signals.codec.layout import layout_of
 from limbeck.signals.codec.model import table_shapes
 from limbeck.signals.codec.rows import columns_of
 from limbeck.signals.codec.write_sets import id_parts, write_sets
-from limbeck.signals.types import SparseRows
-from limbeck.spec.signal import StoredSignal
+from limbeck.signals.types import ChunkRows, SparseRows, StoredRows
+from limbeck.spec.signal import ChunksSignal, StoredSignal, TokenSignal
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,28 @@ class Encoded:
     documents: tuple[bytes, ...]
 
 
-def encode(documents: Sequence[tuple[np.ndarray, SparseRows]], *, signal: StoredSignal, vocab_size: int) -> Encoded:
+def encode(documents: Sequence[tuple[np.ndarray, StoredRows]], *, signal: StoredSignal, vocab_size: int) -> Encoded:
     """(tokens, rows) of each document as bytes; the same ones give the same bytes. Tokens are one more than rows."""
+    if not isinstance(signal, ChunksSignal):
+        return _encode([(tokens, _of_tokens(rows)) for tokens, rows in documents], signal=signal, vocab_size=vocab_size)
+    chunks = [_of_chunks(rows) for _, rows in documents]
+    heads = [(tokens, heads_of(rows)) for (tokens, _), rows in zip(documents, chunks, strict=True)]
+    encoded = _encode(heads, signal=head_signal(signal), vocab_size=vocab_size)
+    columns = [write_columns(rows) if len(rows.tokens_T) else b"" for rows in chunks]
+    return Encoded(encoded.model, tuple(before + lanes for before, lanes in zip(columns, encoded.documents, strict=True)))
+
+
+def _of_tokens(rows: StoredRows) -> SparseRows:
+    assert not isinstance(rows, ChunkRows), "rows of another signal"
+    return rows
+
+
+def _of_chunks(rows: StoredRows) -> ChunkRows:
+    assert isinstance(rows, ChunkRows), "rows of another signal"
+    return rows
+
+
+def _encode(documents: Sequence[tuple[np.ndarray, SparseRows]], *, signal: TokenSignal, vocab_size: int) -> Encoded:
     layout = layout_of(signal)
     columns = [columns_of(rows, layout=layout, vocab_size=vocab_size, tokens=tokens) for tokens, rows in documents]
     flat = flatten_rows(columns, num_sets=len(layout.sets))
