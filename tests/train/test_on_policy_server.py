@@ -240,11 +240,11 @@ def text_alone(answer: dict[str, Any]) -> dict[str, Any]:
         (changed(token_ids=None, logprobs={"tokens": ["he", "llo"], "token_logprobs": [-1.0, -1.0]}), "return_token_ids"),
         (changed(token_ids=[3, 4]), "gave 2 tokens with"),
         (changed(token_ids=[]), "gave 0 tokens with"),
-        (changed(token_ids=[999], logprobs={"token_logprobs": [-1.0]}), "gave token 999 of a student of 300"),
+        (changed(token_ids=[999], logprobs={"token_logprobs": [-1.0]}), "gave token 999 of a vocabulary of 300"),
         (changed(token_ids=[5] * 9, logprobs={"token_logprobs": [-1.0] * 9}), "9 tokens where 6 were asked for"),
         (
             changed(token_ids=[5], logprobs={"token_logprobs": [-1.0]}, finish_reason="stop"),
-            "an end without one of the student's stop tokens",
+            "an end without one of the model's stop tokens",
         ),
         (changed(token_ids=[-1], logprobs={"token_logprobs": [-1.0]}), "-1 is no token"),
         (changed(token_ids=[1.0], logprobs={"token_logprobs": [-1.0]}), "1.0 is no token"),
