@@ -31,8 +31,10 @@ Messages = tuple[Mapping[str, Any], ...]
 class Asked:
     """A line of the file of prompts."""
 
-    name: str
+    source: str
     """`prompts.jsonl, line 3`."""
+    number: int
+    """Among the prompts, from 1."""
     messages: Messages | None
     """None of a text to go on with."""
     text: str
@@ -51,8 +53,9 @@ class Ask:
 
     @property
     def name(self) -> str:
-        """Of no other ask."""
-        return " ".join([self.asked.name, *([self.effort] if self.effort is not None else []), f"sample {self.sample}"])
+        """Of no other ask: `prompt 3, low, sample 0`."""
+        parts = [f"prompt {self.asked.number}", self.effort, f"sample {self.sample}"]
+        return ", ".join(part for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -68,24 +71,24 @@ def read_prompts(path: Path) -> list[Asked]:
     """The prompts of a file: chats, or texts to go on with; `DataError` names the line that is neither, or not as the first."""
     if path.suffix == PLAIN_SUFFIX:
         raise DataError(f"{path}: name a .jsonl file with `messages` or `prompt` in every line")
-    found = [_asked(record, name) for name, record in read_lines(path)]
+    found = [_asked(record, name, number) for number, (name, record) in enumerate(read_lines(path), 1)]
     if not found:
         raise DataError(f"{path} holds no prompt")
     odd = next((each for each in found if (each.messages is None) != (found[0].messages is None)), None)
     if odd is not None:
-        raise DataError(f"{odd.name}: some lines have `messages` and others `prompt`; split them into two files")
+        raise DataError(f"{odd.source}: some lines have `messages` and others `prompt`; split them into two files")
     return found
 
 
-def _asked(record: dict[str, Any], name: str) -> Asked:
+def _asked(record: dict[str, Any], source: str, number: int) -> Asked:
     if "messages" not in record and isinstance(record.get("prompt"), str):
-        return Asked(name, None, record["prompt"])
-    messages = messages_of(record, name)
+        return Asked(source, number, None, record["prompt"])
+    messages = messages_of(record, source)
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if not messages:
-        raise DataError(f"{name}: nothing is asked: there is no message before the assistant's")
-    return Asked(name, tuple(messages), messages[-1]["content"])
+        raise DataError(f"{source}: nothing is asked: there is no message before the assistant's")
+    return Asked(source, number, tuple(messages), messages[-1]["content"])
 
 
 def digest(prompts: Sequence[Asked]) -> str:
@@ -114,7 +117,9 @@ def require_askable(spec: TeachText, prompts: Sequence[Asked], tokenizer: Tokeni
     """`DataError` where a chat has no template, `SpecError` where efforts are asked for that nothing tells apart."""
     if prompts[0].messages is None:
         if spec.efforts:
-            raise SpecError(f"{prompts[0].name} is a text, of which no effort can be asked: remove efforts, or give `messages`")
+            raise SpecError(
+                f"{prompts[0].source} is a text, of which no effort can be asked: remove efforts, or give `messages`"
+            )
         return
     require_template(tokenizer, remedy="give it prompts with `prompt` in place of `messages`")
     rendered: dict[str, str] = {}
@@ -146,6 +151,6 @@ def _rendered(spec: TeachText, asked: Asked, effort: str | None, tokenizer: Toke
 
 def _prompt(spec: TeachText, asked: Asked, effort: str | None, tokenizer: Tokenizer) -> Prompt:
     if asked.messages is None:
-        return Prompt(asked.name, asked.text, document_tokens(tokenizer, asked.text))
+        return Prompt(asked.source, asked.text, document_tokens(tokenizer, asked.text))
     text = _rendered(spec, asked, effort, tokenizer)
-    return Prompt(asked.name, text, np.asarray(plain_tokens(tokenizer, text)))
+    return Prompt(asked.source, text, np.asarray(plain_tokens(tokenizer, text)))

@@ -137,5 +137,5 @@ def _text_id(text: str) -> str:
 
 def chat_id(messages: list[dict[str, Any]], effort: str | None) -> str:
     """A chat's document id: BLAKE2b-128 of the canonical JSON of its messages and effort."""
-    canonical = json.dumps([messages, effort], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    canonical = json.dumps({"messages": messages, "effort": effort}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode("utf-8", errors="replace"), digest_size=16).hexdigest()

@@ -45,8 +45,8 @@ def teach_text(spec: TeachText) -> dict[str, Any]:
     _require_room(spec, groups, teacher)
     file = DrawFile(folder, _asked(spec, teacher, prompts=digest(prompts), tokenizer=tokenizer))
     _draw(spec, groups, teacher, file)
-    chats = {"chats": prompts[0].messages is not None}
-    summary = chats | _choose(spec, groups, Selection(spec, tokenizer, passages), folder, passages)
+    described = {"teacher": teacher.identity, "chats": prompts[0].messages is not None}
+    summary = described | _choose(spec, groups, Selection(spec, tokenizer, passages), folder, passages)
     write_atomically(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary
 
@@ -90,8 +90,9 @@ def _require_room(spec: TeachText, groups: Sequence[Group], teacher: TextTeacher
         needed = len(longest.prompt.tokens) + spec.limit(group.effort)
         if teacher.longest is not None and needed > teacher.longest:
             raise SpecError(
-                f"the teacher reads {teacher.longest} tokens, and {longest.name} has {len(longest.prompt.tokens)} before "
-                f"max_new_tokens={spec.limit(group.effort)}: lower it, or shorten the prompt"
+                f"{longest.asked.source} has {len(longest.prompt.tokens)} tokens, which with max_new_tokens="
+                f"{spec.limit(group.effort)} are more than the {teacher.longest} that the teacher reads: lower it, or shorten "
+                "the prompt"
             )
 
 
