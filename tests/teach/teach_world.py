@@ -45,7 +45,7 @@ def _let_write(folder: Path, spoken: list[int]) -> None:
             layer.mlp.down_proj.weight[0] = 0
         model.lm_head.weight[:, 0] = -1000.0
         model.lm_head.weight[spoken, 0] = 0
-        model.lm_head.weight[OVER, 0] = 2.0  # it stops after a while
+        model.lm_head.weight[OVER, 0] = 14.0  # it stops after a while
     model.save_pretrained(folder)
 
 

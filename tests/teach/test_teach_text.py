@@ -110,13 +110,13 @@ def test_what_was_drawn_is_chosen_from_anew_and_never_mixed(
 ) -> None:
     out = tmp_path / "out"
     first = teach_text(spec_of(chatty, prompts, out))
+    before = lines_of(out / "completions.jsonl")
     with pytest.raises(SpecError, match=r"drawn\.jsonl was drawn with seed=0, not with seed=1: name another output"):
         teach_text(spec_of(chatty, prompts, out, seed=1))
     monkeypatch.setattr(TextTeacher, "draw", lambda *_, **__: pytest.fail("drawn again"))
     again = teach_text(spec_of(chatty, prompts, out, truncated="drop"))
-    stopped = first["outcomes"]["stopped"]
-    assert 0 < stopped < 7
-    assert (again["kept"], again["dropped"]["truncated"]) == (stopped, 7 - stopped)
+    assert 0 < first["outcomes"]["truncated"] == again["dropped"]["truncated"] < 7
+    assert lines_of(out / "completions.jsonl") == [each for each in before if each["outcome"] == "stopped"]
     assert json.loads((out / "teach-text.json").read_text()) == again
 
 
