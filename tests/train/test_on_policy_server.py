@@ -217,7 +217,7 @@ def test_a_run_gives_the_server_its_weights(
 def test_a_server_that_is_not_there_is_one_line_before_the_run(values: dict[str, Any], student_folder: Path) -> None:
     engine = {"kind": "server", "url": "http://127.0.0.1:9/v1", "model": "student"}
     recipe = recipe_of(on_policy(values, student_folder, on_policy={"engine": engine}))
-    with pytest.raises(ServerError, match=r"^http://127\.0\.0\.1:9/v1/completions does not answer \(.*on_policy\.engine\.url$"):
+    with pytest.raises(ServerError, match=r"^http://127\.0\.0\.1:9/v1/completions does not answer \(.* correct engine\.url$"):
         train(recipe)
     assert not Path(recipe.run_path).exists()
 

@@ -3,11 +3,10 @@
 import json
 import tomllib
 from collections.abc import Iterator
-from glob import glob
 from pathlib import Path
 from typing import Any
 
-from limbeck.data.texts import read_documents
+from limbeck.data.texts import matching_files, read_documents
 from limbeck.errors import DataError
 from limbeck.evals.gsm_problems import EXAMPLES
 from limbeck.evals.prompts import read_lines
@@ -44,9 +43,8 @@ def _of_study(name: str) -> Iterator[tuple[str, str]]:
 
 def _heldout(texts: Texts) -> Iterator[tuple[str, str]]:
     if isinstance(texts, ChatTexts):
-        for pattern in texts.paths:
-            for path in sorted(glob(pattern, recursive=True)):
-                yield from _of_path(Path(path))
+        for path in matching_files(texts.paths):
+            yield from _of_path(Path(path))
         return
     for document in read_documents(texts):
         yield f"held-out document {document.id}", document.text

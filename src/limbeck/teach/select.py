@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from limbeck.data.chats import chat
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.evals.chat import plain_tokens
 from limbeck.evals.repetition import terminal_loop
@@ -105,7 +106,7 @@ class Selection:
             said = {"role": "assistant", "content": answer.content, **thought}
             asked = asked_messages(self.spec, ask.asked, ask.effort) if self.spec.keep_system else list(ask.asked.messages)
             messages = [*map(dict, asked), said]
-            record |= {"id": chat_id(messages, ask.effort), "messages": messages}
+            record |= {"id": chat(messages, effort=ask.effort, source=ask.asked.source).id, "messages": messages}
             if ask.effort is not None:
                 record["reasoning_effort"] = ask.effort
         return record | {
@@ -133,9 +134,3 @@ def _outcome(drawn: Continuation) -> str:
 
 def _text_id(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
-
-
-def chat_id(messages: list[dict[str, Any]], effort: str | None) -> str:
-    """A chat's document id: BLAKE2b-128 of the canonical JSON of its messages and effort."""
-    canonical = json.dumps({"messages": messages, "effort": effort}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode("utf-8", errors="replace"), digest_size=16).hexdigest()
