@@ -217,7 +217,7 @@ def test_a_run_gives_the_server_its_weights(
 def test_a_server_that_is_not_there_is_one_line_before_the_run(values: dict[str, Any], student_folder: Path) -> None:
     engine = {"kind": "server", "url": "http://127.0.0.1:9/v1", "model": "student"}
     recipe = recipe_of(on_policy(values, student_folder, on_policy={"engine": engine}))
-    with pytest.raises(ServerError, match=r"^http://127\.0\.0\.1:9/v1/completions does not answer \(.*on_policy\.engine\.url$"):
+    with pytest.raises(ServerError, match=r"^http://127\.0\.0\.1:9/v1/completions does not answer \(.* correct engine\.url$"):
         train(recipe)
     assert not Path(recipe.run_path).exists()
 
@@ -240,11 +240,11 @@ def text_alone(answer: dict[str, Any]) -> dict[str, Any]:
         (changed(token_ids=None, logprobs={"tokens": ["he", "llo"], "token_logprobs": [-1.0, -1.0]}), "return_token_ids"),
         (changed(token_ids=[3, 4]), "gave 2 tokens with"),
         (changed(token_ids=[]), "gave 0 tokens with"),
-        (changed(token_ids=[999], logprobs={"token_logprobs": [-1.0]}), "gave token 999 of a student of 300"),
+        (changed(token_ids=[999], logprobs={"token_logprobs": [-1.0]}), "gave token 999 of a vocabulary of 300"),
         (changed(token_ids=[5] * 9, logprobs={"token_logprobs": [-1.0] * 9}), "9 tokens where 6 were asked for"),
         (
             changed(token_ids=[5], logprobs={"token_logprobs": [-1.0]}, finish_reason="stop"),
-            "an end without one of the student's stop tokens",
+            "an end without one of the model's stop tokens",
         ),
         (changed(token_ids=[-1], logprobs={"token_logprobs": [-1.0]}), "-1 is no token"),
         (changed(token_ids=[1.0], logprobs={"token_logprobs": [-1.0]}), "1.0 is no token"),

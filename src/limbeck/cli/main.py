@@ -20,6 +20,7 @@ from limbeck.cli import (
     report,
     show,
     study,
+    teach_text,
     train,
 )
 from limbeck.errors import LimbeckError
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command("quickstart")(quickstart.quickstart)
 app.add_typer(cache.app, name="cache", help="Signal stores: write, describe, check, compare, extend, merge.")
 app.command("train")(train.train_recipe)
+app.command("teach-text")(teach_text.teach_text)
 app.command("eval")(evaluate.evaluate_model)
 app.command("prune")(prune.prune)
 app.command("quantise")(quantise.quantise)

@@ -20,11 +20,14 @@ def require_template(tokenizer: Tokenizer, *, remedy: str) -> None:
         raise DataError(f"the tokenizer of {tokenizer.folder} has no chat template: {remedy}")
 
 
-def chat_text(tokenizer: Tokenizer, messages: Messages, *, answers: bool) -> str:
-    """A chat by the tokenizer's own template; with `answers`, up to where the assistant's answer begins."""
+def chat_text(tokenizer: Tokenizer, messages: Messages, *, answers: bool, **told: Any) -> str:
+    """A chat by the tokenizer's own template; with `answers`, up to where the assistant's answer begins.
+
+    What else the template is `told` are variables of its own, such as `reasoning_effort`.
+    """
     try:
         text: str = tokenizer.backend.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=answers
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=answers, **told
         )
     except Exception as error:  # a template raises what it likes
         raise DataError(

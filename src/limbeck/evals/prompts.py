@@ -32,7 +32,7 @@ def prompts_of(model: EvalModel, spec: Generation) -> list[Prompt]:
 def read_chats(path: Path) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """Name and messages of every line; `DataError` names the line that has none."""
     for name, record in read_lines(path):
-        yield name, _messages(record, name)
+        yield name, messages_of(record, name)
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -84,12 +84,13 @@ def prompts_in(path: Path, tokenizer: Tokenizer) -> list[Prompt]:
 def _of_record(tokenizer: Tokenizer, record: dict[str, Any], name: str) -> Prompt:
     if isinstance(record.get("prompt"), str):
         return Prompt(name, record["prompt"], document_tokens(tokenizer, record["prompt"]))
-    messages = _messages(record, name)
+    messages = messages_of(record, name)
     require_template(tokenizer, remedy="give it prompts with `prompt` in place of `messages`")
     return Prompt(name, messages[-1]["content"], plain_tokens(tokenizer, chat_text(tokenizer, messages, answers=True)))
 
 
-def _messages(record: dict[str, Any], name: str) -> list[dict[str, str]]:
+def messages_of(record: dict[str, Any], name: str) -> list[dict[str, str]]:
+    """Of a line of a file; `DataError` where it has none."""
     messages = record.get("messages")
     right = isinstance(messages, list) and messages and all(_is_message(each) for each in messages)
     if not right:

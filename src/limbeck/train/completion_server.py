@@ -34,8 +34,18 @@ class ServerError(LimbeckError):
 class ServerSampler:
     """A client of one server."""
 
-    def __init__(self, spec: ServerEngine, *, stops: Sequence[int], vocab_size: int, max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        spec: ServerEngine,
+        *,
+        stops: Sequence[int],
+        vocab_size: int,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> None:
         self.spec, self.stops, self.vocab_size, self.max_new_tokens = spec, tuple(stops), vocab_size, max_new_tokens
+        self.how = {**WHOLE_DISTRIBUTION, "temperature": temperature, "top_p": top_p}
         self._refreshed_at: int | None = None
 
     def refresh(self, step: int, write: Callable[[], Path]) -> None:
@@ -62,7 +72,7 @@ class ServerSampler:
             "stop_token_ids": list(self.stops),
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
-            **WHOLE_DISTRIBUTION,
+            **self.how,
         }
         url = f"{self.spec.url.rstrip('/')}/completions"
         answer = self._post(url, asked)
@@ -82,13 +92,13 @@ class ServerSampler:
         drawn = ended(ids, log_probs, stops=self.stops) if len(ids) == len(log_probs) else None
         wrong = (
             (drawn is None or not ids, f"{len(ids)} tokens with {len(log_probs)} log-probs"),
-            (any(each >= self.vocab_size for each in ids), f"token {max(ids, default=0)} of a student of {self.vocab_size}"),
+            (any(each >= self.vocab_size for each in ids), f"token {max(ids, default=0)} of a vocabulary of {self.vocab_size}"),
             (len(ids) > max_tokens, f"{len(ids)} tokens where {max_tokens} were asked for"),
-            (drawn is not None and reason == "stop" and not drawn.stopped, "an end without one of the student's stop tokens"),
+            (drawn is not None and reason == "stop" and not drawn.stopped, "an end without one of the model's stop tokens"),
         )
         for is_wrong, what in wrong:
             if is_wrong:
-                raise ServerError(f"{url} gave {what}: let it serve the student's own model and tokenizer")
+                raise ServerError(f"{url} gave {what}: let it serve the same model with the same tokenizer")
         assert drawn is not None
         return drawn
 
@@ -101,7 +111,7 @@ class ServerSampler:
             raise ServerError(f"{url} refuses ({error.code}): {_said(error) or error.reason}") from error
         except (OSError, ValueError, http.client.HTTPException) as error:  # timeouts and refused connections among the first
             raise ServerError(
-                f"{url} does not answer ({first_line(error)}): start the server, or correct on_policy.engine.url"
+                f"{url} does not answer ({first_line(error)}): start the server, or correct engine.url"
             ) from error
         return answer if isinstance(answer, dict) else {}
 

@@ -1,7 +1,7 @@
 """Rollouts: continuations of prompts, each token drawn from a model's whole distribution at temperature 1.
 
-Nothing sharpens or cuts the distribution: the divergence that is minimised is that of the policy which drew. The log-prob of
-every drawn token is kept as it was when it was drawn, for the ratio that corrects what a student has learnt since.
+On-policy, nothing sharpens or cuts the distribution: the divergence that is minimised is that of the policy which drew. The
+log-prob of every drawn token is kept as it was when it was drawn, for the ratio that corrects what a student has learnt since.
 
 transformers generates, with keys and values remembered and prompts padded on the left; students of Limbeck's own kinds read
 prompts of equal length together (`limbeck.students.registered`). The weights are the student's own modules, not a copy of them.
@@ -102,12 +102,18 @@ class TransformersSampler:
         batch_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
     ) -> None:
-        """`model` is one of transformers, in place; `dtype` is that of its matrix products."""
+        """`model` is one of transformers, in place; `dtype` is that of its matrix products.
+
+        Where a temperature (0: greedy) or `top_p` sharpens what is drawn, log-probs are still those of the model as it is.
+        """
         self.model, self.dtype, self.device = model, dtype, device
         self.batch_size = batch_size
         self.stops = stops_of(model, tokenizer, vocab_size=vocab_size)
-        self.how = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=1.0)
+        sharpened = {"temperature": temperature} | ({"top_p": top_p} if temperature else {})
+        self.how = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size, **sharpened)
 
     def refresh(self, step: int, write: Callable[[], Path]) -> None:
         """Nothing: the weights are the student's own."""
@@ -137,7 +143,7 @@ class TransformersSampler:
                 )
             except torch.OutOfMemoryError as error:
                 raise LimbeckError(
-                    f"{len(prompts)} rollouts at once don't fit into {self.device}: lower on_policy.engine.batch_size"
+                    f"{len(prompts)} rollouts at once don't fit into {self.device}: lower engine.batch_size"
                 ) from error
         drawn_BT = found_BT[:, token_BT.shape[1] :]
         rows = zip(drawn_BT.tolist(), chosen.of_all(drawn_BT).tolist(), strict=True)

@@ -1,0 +1,1 @@
+"""Texts that a teacher writes, as training data."""
