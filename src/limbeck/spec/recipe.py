@@ -277,7 +277,8 @@ class Recipe(Spec):
 
 def reads_on(before: Recipe, after: Recipe) -> bool:
     """Whether a stage goes on in the texts where the one before it ended: it reads the same ones, in the same shape."""
-    return before.data == after.data and before.batch.sequences == after.batch.sequences
+    shapes = [(recipe.data, recipe.batch.sequences, recipe.on_policy, recipe.uses_store) for recipe in (before, after)]
+    return shapes[0] == shapes[1]
 
 
 def _of_stage(values: dict[str, Any], stage: Stage) -> Recipe:

@@ -190,9 +190,9 @@ def open_setup(recipe: Recipe) -> Setup:
     signals = SignalStore.open(recipe.store_path) if recipe.uses_store else None
     texts = first_process_first(recipe, processes)
     _check_holds(recipe, texts, size=recipe.student.vocab_size)
-    _check_reads_whole(recipe, texts)
+    check_reads_whole(recipe, texts)
     if signals is not None:
-        _check_store(signals, recipe, texts)
+        check_store(signals, recipe, texts)
     if not processes.teachers:
         teacher = _live_teacher(recipe, device=teacher_device(recipe, device=device))
         return _opened(recipe, texts, signals, teacher, start=start, dense=dense, processes=processes, device=device)
@@ -349,7 +349,7 @@ def _check_holds(recipe: Recipe, texts: Texts, *, size: int | None) -> None:
         raise SpecError(f"{recipe.student.vocab_size_key}={size} is smaller than the tokenizer's {texts.tokenizer.size} ids")
 
 
-def _check_reads_whole(recipe: Recipe, texts: Texts) -> None:
+def check_reads_whole(recipe: Recipe, texts: Texts) -> None:
     """Refuse rollouts that are longer than the teacher can read: it is given them whole, not in windows."""
     if recipe.on_policy is None or texts.files is None:
         return
@@ -413,7 +413,7 @@ def first_process_first(recipe: Recipe, processes: Processes) -> Texts:
     return open_texts(recipe)
 
 
-def _check_store(signals: SignalStore, recipe: Recipe, texts: Texts) -> None:
+def check_store(signals: SignalStore, recipe: Recipe, texts: Texts) -> None:
     """Refuse a store that cannot give what the recipe asks: another signal, tokenizer, context, teacher, or other documents."""
     assert recipe.signal is not None
     signals.check_can_serve(
