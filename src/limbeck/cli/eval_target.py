@@ -9,6 +9,10 @@ from limbeck.spec.load import load_recipe
 from limbeck.spec.recipe import Recipe
 
 
+KEPT = ("milestones", "stages")
+"""Folders of a run, with students as they were on the way."""
+
+
 def is_run(target: str) -> bool:
     """Whether it is a run's folder, and no model's."""
     return (Path(target) / "recipe.yaml").is_file()
@@ -24,10 +28,12 @@ def model_of(target: str) -> str:
 
 
 def recipe_of(target: str, recipe: str | None) -> Recipe | None:
-    """The one that is named, or that of the run; None for a model alone."""
+    """The one that is named, or that of the run, or of the run that kept the folder on its way; None for a model alone."""
     if recipe is not None:
         return load_recipe(recipe)
-    return open_run(target).recipe if is_run(target) else None
+    above = Path(target).absolute().parents[1:2]
+    run = str(above[0]) if above and Path(target).absolute().parent.name in KEPT else target
+    return open_run(run).recipe if is_run(run) else None
 
 
 def texts_of(recipe: Recipe | None, texts: list[str] | None) -> Texts | None:

@@ -56,7 +56,7 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None, course: Course | 
         compile_ahead(setup, fraction=fraction(budget, costs))
     on_policy = OnPolicySteps(setup, path, began=began.step) if recipe.on_policy is not None else None
     stream = setup.loader.steps(costs.step - began.step) if on_policy is None else on_policy.steps(costs.step)
-    saved_at = costs.seconds
+    keep, saved_at = partial(save, setup, path, optimizer=optimizer, average=average), costs.seconds
     title = f"training {recipe.name}"
     with (
         closing(stream) as steps,
@@ -69,8 +69,7 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None, course: Course | 
             spent = fraction_during_next_step(budget, costs, step=expected)
             moment = Moment(fraction=spent, lr_factor=lr_factor(recipe.schedule, spent))
             setup.student.set_fraction(spent)
-            state = {"optimizer": optimizer, "average": average}
-            batches = _next_of(steps, save_it=partial(save, setup, path, **state, costs=costs, place=course.place))
+            batches = _next_of(steps, save_it=partial(keep, costs=costs, place=course.place))
             logged = optimizer_step(setup, optimizer, batches, moment=moment)
             if not math.isfinite(logged["loss_nats"] + logged["grad_norm"]):
                 raise DivergedError(
@@ -89,7 +88,7 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None, course: Course | 
             on_the_way(setup, course, before, costs, average=average, path=path, writer=writer)
             if ended or stopping or costs.seconds - saved_at >= recipe.checkpoint.seconds:
                 place = course.after(costs).place if ended and not course.is_last else course.place
-                save(setup, path, **state, costs=costs, place=place)
+                keep(costs=costs, place=place)
                 saved_at = costs.seconds
             if stopping and not (ended and course.is_last):
                 raise Interrupted(f"{path}: stopped after step {costs.step}; the same command continues from there")
