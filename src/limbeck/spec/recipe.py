@@ -10,7 +10,6 @@ from limbeck.spec.base import Spec, one_line
 from limbeck.spec.budget import Budget
 from limbeck.spec.curriculum import Stage, check_curriculum
 from limbeck.spec.data import Data
-from limbeck.spec.layout import ExpertsLayout
 from limbeck.spec.objective import Objective, check_signal, needs_hidden_states, needs_samples, needs_teacher
 from limbeck.spec.on_policy import OnPolicy, ServerEngine
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
@@ -148,12 +147,6 @@ class Recipe(Spec):
         asked += ["quantisation_aware"] if self.quantisation_aware is not None else []
         if asked:
             raise ValueError(f"on_policy generates with the student as it is, not with {asked[0]}: remove it")
-        layers = () if isinstance(self.student, HuggingFaceStudent) else self.student.layout.layers
-        if self.batch.micro_sequences != 1 and any(isinstance(layer.mlp, ExpertsLayout) for layer in layers):
-            raise ValueError(
-                "on_policy pads what is read together, and padding would count where experts are balanced: set "
-                "batch.micro_sequences=1, or choose a student without experts"
-            )
         self.on_policy.check_sequences(self.batch.sequences)
         return self
 

@@ -24,6 +24,7 @@ from limbeck.errors import LimbeckError
 from limbeck.evals.generate import synchronise
 from limbeck.signals.types import SignalRows
 from limbeck.spec.on_policy import shares
+from limbeck.students.decoder import Decoder
 from limbeck.train.guards import Watch
 from limbeck.train.measure import SERVED, save_student
 from limbeck.train.parallel import any_says, wait_for_all
@@ -164,7 +165,9 @@ class OnPolicySteps:
         if rows is None:
             return []
         size = self.setup.loader.micro_sequences
-        return batches_from(rollouts, rows, micro_sequences=size, mask_truncated=self.spec.mask_truncated)
+        marks = bool(isinstance(self.setup.student, Decoder) and self.setup.student.experts())
+        masked = self.spec.mask_truncated
+        return batches_from(rollouts, rows, micro_sequences=size, mask_truncated=masked, marks_padding=marks)
 
     def _of_texts(self, step: int) -> list[Batch]:
         """Rows of the training texts with the teacher's."""
