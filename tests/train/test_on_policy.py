@@ -427,9 +427,12 @@ def test_what_cannot_be_is_refused_in_one_line(name: str, values: dict[str, Any]
     assert "\n" not in str(caught.value)
 
 
-def test_experts_see_no_padding(values: dict[str, Any]) -> None:
+def test_experts_see_no_padding(values: dict[str, Any], tmp_path: Path) -> None:
     """Read one at a time, where there is no padding, or together: they see what was written, layer by layer, and no more."""
-    asked = {**on_policy(values), "student": moe().model_dump(mode="json")}
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "law " * count}) + "\n" for count in (1, 2, 3, 4)), encoding="utf-8")
+    prompts = {"prompts": {"kind": "file", "path": str(file)}, "max_new_tokens": 8}
+    asked = {**on_policy(values, on_policy=prompts), "student": moe().model_dump(mode="json")}
     seen, balances = {}, {}
     for together in (1, 4):
         setup = open_setup(recipe_of({**asked, "name": f"{together}", "batch": {"sequences": 8, "micro_sequences": together}}))
