@@ -51,7 +51,13 @@ def three(values: dict[str, Any]) -> dict[str, Any]:
             },
         },
     ]
-    return {**values, "student": student_of(values), "curriculum": stages, "milestones": [2, 4], "averaging": {"kind": "ema", "decay": 0.5}}
+    return {
+        **values,
+        "student": student_of(values),
+        "curriculum": stages,
+        "milestones": [2, 4],
+        "averaging": {"kind": "ema", "decay": 0.5},
+    }
 
 
 def test_stages_without_changes_are_one_run(values: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ def evaluate_run(path: Path, evals: Mapping[str, Eval]) -> dict[str, EvalResult]
         str(student_folder(path)),
         heldout=recipe.data.heldout,
         teacher=recipe.teacher,
-        sequence_length=recipe.data.sequence_length,
+        sequence_length=recipe.last_stage.data.sequence_length,
         dtype="float32",
         device=recipe.device,
     )
@@ -43,5 +43,5 @@ def evaluate_teacher(recipe: Recipe, evals: Mapping[str, Eval], *, folder: Path)
     files = locate(recipe.teacher)
     tokenizer = load_tokenizer(files.model, revision=files.hub_revision, trust_remote_code=files.trust_remote_code)
     reader = load_teacher(recipe.teacher, device=pick_device(recipe.device))
-    model = EvalModel(files.name, reader, tokenizer, recipe.data.heldout, None, recipe.data.sequence_length)
+    model = EvalModel(files.name, reader, tokenizer, recipe.data.heldout, None, recipe.last_stage.data.sequence_length)
     return run_evals(model, evals, folder=folder)

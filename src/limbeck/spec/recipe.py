@@ -30,7 +30,6 @@ from limbeck.spec.sinks import Sink
 from limbeck.spec.student import HuggingFaceStudent, Student, UpcycledStudent
 from limbeck.spec.teacher import Teacher
 
-
 STAGE_SEEDS = 1_000_003
 """Between the seeds of stages: more than any study has seeds, so that no stage has another run's."""
 
@@ -248,6 +247,16 @@ class Recipe(Spec):
     def uses_store(self) -> bool:
         """Whether training reads a signal store."""
         return needs_teacher(self.objective) and self.signal is not None and not self.signal.live
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The paths of all signal stores that training reads, in the order of its stages."""
+        return tuple(dict.fromkeys(recipe.store_path for _, recipe in self.stages if recipe.uses_store))
+
+    @property
+    def last_stage(self) -> "Recipe":
+        """The recipe of the last stage: its lengths and positions are the student's."""
+        return self.stages[-1][1]
 
     @property
     def signal_slug(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from limbeck.errors import SpecError
 from limbeck.spec.budget import Flops, Seconds, Steps, Tokens
+from limbeck.spec.curriculum import Stage
 from limbeck.spec.objective import CrossEntropy
 from limbeck.spec.placement import SameDevice
 from limbeck.spec.recipe import Recipe
@@ -110,10 +111,17 @@ def _decided(study: Study, cell: Cell, basis: Basis, recipe: Recipe, decided: De
 
 
 def twin(recipe: Recipe) -> Recipe:
-    """The same student and texts without a teacher."""
+    """The same student, texts and stages without a teacher."""
     objective = CrossEntropy(z_loss_weight=recipe.objective.z_loss_weight)
     alone = {"objective": objective, "signal": None, "store": None, "on_policy": None, "placement": SameDevice()}
+    alone["curriculum"] = tuple(_untaught(stage, without={*alone, "teacher"}) for stage in recipe.curriculum)
     return recipe.model_copy(update=alone | ({"teacher": None} if reads_without_teacher(recipe) else {}))
+
+
+def _untaught(stage: Stage, *, without: Container[str]) -> Stage:
+    """The stage without what it changes of these parts of a recipe."""
+    kept = {path: value for path, value in stage.changes.items() if path.partition(".")[0] not in without}
+    return stage.model_copy(update={"changes": kept})
 
 
 def _control(study: Study, cell: Cell, basis: Basis, spent: Spent) -> Recipe | None:

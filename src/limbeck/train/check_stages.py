@@ -3,9 +3,9 @@
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.progress import say
 from limbeck.signals.store import SignalStore
-from limbeck.students.start import yarns
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.student import HuggingFaceStudent
+from limbeck.students.start import yarns
 from limbeck.train.course import Course
 from limbeck.train.prompts import open_prompts
 from limbeck.train.setup import Setup, Texts, check_reads_whole, check_store, first_process_first

@@ -34,9 +34,7 @@ def batches_from(
     ]
 
 
-def _batch(
-    rollouts: Sequence[Rollout], rows: SignalRows, *, first: Sequence[int], masked: bool, marks_padding: bool
-) -> Batch:
+def _batch(rollouts: Sequence[Rollout], rows: SignalRows, *, first: Sequence[int], masked: bool, marks_padding: bool) -> Batch:
     sequences = [rollout.tokens for rollout in rollouts]
     shape = len(sequences), max(map(len, sequences)) - 1
     tokens_BT, targets_BT = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
