@@ -3,10 +3,12 @@
     RUN/recipe.yaml        the resolved recipe
     RUN/environment.json   versions, device, processor
     RUN/preflight.json     what the first batch showed before the first step, and which weights the student began with
-    RUN/metrics.jsonl      one record a line: `event` train or eval, always with the six costs
+    RUN/metrics.jsonl      one record a line: `event` train, eval, milestone or experts, always with the six costs; with a
+                           curriculum also `stage` (its name) and `sequence_length`
     RUN/checkpoint.pt      what resuming needs (written by `limbeck.train.checkpoint`);
     RUN/checkpoint-STEP/   of a sharded student (`limbeck.train.sharded_checkpoint`)
     RUN/student/           the student as a Hugging Face folder
+    RUN/milestones/AMOUNT/ and RUN/stages/NAME/, the same as it was on the way (`limbeck.train.on_the_way`)
     RUN/rollouts.jsonl     what an on-policy run wrote and learnt from (`limbeck.train.rollout_file`); of further processes
                            rollouts-RANK.jsonl
     RUN/summary.json       written last: its presence means that the run is finished
@@ -62,7 +64,7 @@ class Run:
     summary: dict[str, Any] | None
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """The records of one kind, in order: 'train' or 'eval'."""
+        """The records of one kind, in order: 'train', 'eval', 'milestone' or 'experts'."""
         return [record for record in self.records if record["event"] == event]
 
 
@@ -133,6 +135,8 @@ class RunWriter:
         write_atomically(self.path / "environment.json", json.dumps(environment(device), indent=1))
         self.listener: Listener | None = None
         """Is told of every record."""
+        self.stage: dict[str, Any] = {}
+        """Goes into every record: the stage at hand and what measuring depends on, where there is a curriculum."""
 
     def recorded(self) -> set[tuple[str, int]]:
         """(event, step) of every record that is there."""
@@ -154,7 +158,7 @@ class RunWriter:
     def record(self, event: str, costs: Costs, **values: float | None) -> None:
         """Append one record."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **asdict(costs), **values}) + "\n")
+            file.write(json.dumps({"event": event, **asdict(costs), **self.stage, **values}) + "\n")
         if self.listener is not None:
             self.listener(event, costs, values)
 

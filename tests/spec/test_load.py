@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from limbeck.errors import SpecError
-from limbeck.spec.load import apply_overrides, load_recipe, load_study, parse_overrides, shipped
+from limbeck.spec.load import load_recipe, load_study, parse_overrides, shipped
 from limbeck.spec.objective import ForwardKL, Mixture, ReverseKL
+from limbeck.spec.overrides import apply_overrides
 from limbeck.spec.weight import Constant
 
 

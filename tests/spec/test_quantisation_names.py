@@ -8,7 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from limbeck.errors import SpecError
 from limbeck.spec.base import parse
-from limbeck.spec.load import apply_overrides, parse_overrides
+from limbeck.spec.load import parse_overrides
+from limbeck.spec.overrides import apply_overrides
 from limbeck.spec.quantisation import Quantisation, quantisation_named
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.teacher import GGUFTeacher, HuggingFaceTeacher, SmolLM2Teacher

@@ -349,3 +349,17 @@ def test_routers_are_not_rounded_by_autocast():
     assert routing.score_NE.dtype == torch.float32
     assert routing.expert_Nk.tolist() == [[5], [5], [5]]
     assert float(routing.score_NE[0, 5].detach()) == pytest.approx(1 / (1 + math.exp(-1.001)), rel=1e-6)
+
+
+def test_padding_is_neither_counted_nor_balanced() -> None:
+    """Two sequences of 9 and 4 tokens, padded to 9: loads are the sums, the balance loss the mean, of each read alone."""
+    experts = mixture()
+    x_BTD = drawn(2, 9, HIDDEN)
+    real_BT = torch.arange(9) < torch.tensor([[9], [4]])
+    alone = [experts(x_BTD[:1]), experts(x_BTD[1:, :4])]
+    found = experts(x_BTD, real_BT)
+    assert torch.equal(found.load_E, alone[0].load_E + alone[1].load_E)
+    torch.testing.assert_close(found.balance, (alone[0].balance + alone[1].balance) / 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.x_BTD[1, :4], alone[1].x_BTD[0], rtol=1e-12, atol=1e-12)
+    everywhere = experts(x_BTD, torch.ones(2, 9, dtype=torch.bool))
+    assert torch.equal(everywhere.load_E, experts(x_BTD).load_E)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from on_policy_world import SECONDS, make_student, on_policy, recipe_of
 from test_train_resume import Killed, at_step, kill, only_checkpoint_after, require_same
-from tiny_students import dense, moe
+from tiny_students import moe
 
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.evals.repetition import seq_rep
@@ -427,18 +427,27 @@ def test_what_cannot_be_is_refused_in_one_line(name: str, values: dict[str, Any]
     assert "\n" not in str(caught.value)
 
 
-def test_experts_see_no_padding(values: dict[str, Any]) -> None:
-    """Of a step in which they read one sequence at a time, they see what was written, layer by layer, and nothing else."""
-    asked = on_policy(values)
-    recipe_of({**asked, "student": dense().model_dump(mode="json")})
-    asked["student"] = moe().model_dump(mode="json")
-    with pytest.raises(SpecError, match=r"on_policy pads what is read together.*set batch\.micro_sequences=1"):
-        recipe_of(asked)
-    setup = open_setup(recipe_of({**asked, "batch": {"sequences": 8, "micro_sequences": 1}}))
-    path = Path(setup.recipe.run_path)
-    loads = [setup.read(batch).load_ME for batch in next(OnPolicySteps(setup, path).steps(0))]
-    read = sum(len(each["prompt_tokens"]) + len(each["tokens"]) - 1 for each in rollouts(path))
-    assert all(float(seen_E.sum()) == 3 * read for seen_E in sum(loads))  # by three experts each
+def test_experts_see_no_padding(values: dict[str, Any], tmp_path: Path) -> None:
+    """Read one at a time, where there is no padding, or together: they see what was written, layer by layer, and no more."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "law " * count}) + "\n" for count in (1, 2, 3, 4)), encoding="utf-8")
+    prompts = {"prompts": {"kind": "file", "path": str(file)}, "max_new_tokens": 8}
+    asked = {**on_policy(values, on_policy=prompts), "student": moe().model_dump(mode="json")}
+    seen, balances = {}, {}
+    for together in (1, 4):
+        setup = open_setup(recipe_of({**asked, "name": f"{together}", "batch": {"sequences": 8, "micro_sequences": together}}))
+        path = Path(setup.recipe.run_path)
+        batches = next(OnPolicySteps(setup, path).steps(0))
+        readings = [setup.read(batch) for batch in batches]
+        seen[together] = sum(reading.load_ME for reading in readings)
+        balances[together] = sum(
+            float(reading.balance.detach()) * len(batch.tokens_BT) for reading, batch in zip(readings, batches, strict=True)
+        )
+        assert (sum(batch.padding for batch in batches) > 0) == (together > 1)
+        read = sum(len(each["prompt_tokens"]) + len(each["tokens"]) - 1 for each in rollouts(path))
+        assert all(float(seen_E.sum()) == 3 * read for seen_E in seen[together])  # by three experts each
+    assert torch.equal(seen[1], seen[4])
+    assert balances[4] == pytest.approx(balances[1], rel=1e-5)
 
 
 def test_a_teacher_must_be_able_to_read_a_whole_rollout(values: dict[str, Any], student_folder: Path) -> None:

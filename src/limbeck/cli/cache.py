@@ -28,6 +28,8 @@ StorePath = Annotated[str, typer.Argument(help="The folder of a signal store, or
 def write(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Let the recipe's teacher read the training documents and store its signal. Resumes what an earlier call left.
 
+    Of a curriculum: the stores of all stages; one that several stages name holds the documents of all.
+
     Under `torchrun` all processes share the work. With store=URL the store is published there when it is complete; processes on
     several machines then need a LIMBECK_CACHE that they share.
     """
@@ -35,9 +37,9 @@ def write(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
     from limbeck.study.stores import write_recipe_stores
 
     loaded = load_recipe(recipe, parse_overrides(overrides or []))
-    (place,) = write_recipe_stores([loaded])
-    facts = info_at(place)
-    emit(facts, as_json=as_json, lines=_lines(facts))
+    every = [info_at(place) for place in write_recipe_stores([loaded])]
+    facts = every[0] if len(every) == 1 else {"stores": every}
+    emit(facts, as_json=as_json, lines=[line for each in every for line in _lines(each)])
 
 
 @app.command("info")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.cli.artifact import rounding_of
-from limbeck.cli.eval_target import is_run, model_of, recipe_of, texts_of
+from limbeck.cli.eval_target import is_kept, is_run, model_of, recipe_of, texts_of
 from limbeck.cli.latency_shapes import is_recipe, latency_settings
 from limbeck.cli.output import emit, table
 from limbeck.eval_results import FOLDER, EvalResult, Metric
@@ -48,18 +48,20 @@ def show_kinds(
         sequence_length=chosen.data.sequence_length if chosen is not None else None,
         loss_on=chosen.data.loss_on if chosen is not None else None,
         chat_template=chosen.data.chat_template if chosen is not None else None,
-        dtype="float32" if is_run(target) else "auto",  # rounding a student's float32 weights would change what it says
+        # Rounding a student's float32 weights would change what it says.
+        dtype="float32" if is_run(target) or is_kept(target) else "auto",
     )
     _show(target, run_evals(model, evals, folder=kept, again=again), folder=kept, as_json=as_json)
 
 
 def default_folder(target: str) -> Path:
-    """Where results are kept unless it is said: in a run, or under the name of anything else, with that of what it lies in.
+    """Where results are kept unless it is said: in a run or a folder that it kept, or under the name of anything else, with that
+    of what it lies in.
 
     `a/model` and `b/model` are two models.
     """
     path = Path(target)
-    if is_run(target):
+    if is_run(target) or is_kept(target):
         return path
     parts = [*path.parent.parts, path.stem if path.is_file() else path.name]
     return Path(FOLDER) / "--".join([part for part in parts if part.strip("./\\")][-2:])

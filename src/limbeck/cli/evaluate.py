@@ -12,7 +12,7 @@ import typer
 from limbeck.cli.arguments import Json
 from limbeck.cli.by_position import labels, output_folder, show_by_position
 from limbeck.cli.eval_kinds import default_folder, show_kinds
-from limbeck.cli.eval_target import is_run, model_of, recipe_of, require_texts
+from limbeck.cli.eval_target import is_kept, is_run, model_of, recipe_of, require_texts
 from limbeck.cli.latency_shapes import require_latency, show_shapes
 from limbeck.cli.output import emit
 from limbeck.errors import SpecError
@@ -144,7 +144,8 @@ def _bits_per_byte(
         teacher=chosen.teacher if chosen is not None and chosen.evaluation.kl_to_teacher else None,
         loss_on=chosen.data.loss_on if chosen is not None else None,
         chat_template=chosen.data.chat_template if chosen is not None else None,
-        dtype="float32" if is_run(target) else "auto",  # rounding a student's float32 weights would change its bits per byte
+        # Rounding a student's float32 weights would change its bits per byte.
+        dtype="float32" if is_run(target) or is_kept(target) else "auto",
     )
     values = {
         "model": target,

@@ -19,7 +19,8 @@ from limbeck.plan.prune_target import Workload, parse_target
 from limbeck.report.pruning import PRUNING, read_pruning
 from limbeck.runs import open_run
 from limbeck.spec.data import Data
-from limbeck.spec.load import apply_overrides, load_recipe, parse_overrides
+from limbeck.spec.load import load_recipe, parse_overrides
+from limbeck.spec.overrides import apply_overrides
 from limbeck.spec.prune import Pruning
 from limbeck.spec.student import HuggingFaceStudent
 

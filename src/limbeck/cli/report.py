@@ -34,7 +34,7 @@ def report(
         control = _only_control(opened)
     elif control not in opened:
         raise LimbeckError(f"--control {control} is none of the runs ({', '.join(opened)})")
-    paths = {run.recipe.store_path for run in opened.values() if run.recipe.uses_store}
+    paths = {path for run in opened.values() for path in run.recipe.stores}
     stores = [info_at(path) for path in sorted(paths) if is_published(path)]
     again = ["limbeck", "report", *map(str, runs), "-o", str(output), "--title", title]
     command = shlex.join([*again, *(["--control", control] if control is not None else [])])

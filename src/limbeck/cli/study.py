@@ -106,7 +106,7 @@ def _remaining(study: Study, folder: str, settings: dict[str, Any], *, chosen: s
     from limbeck.study.run import open_cells
 
     cells = open_cells(study, output=folder, overrides=settings)
-    stores = {cell.recipe.store_path for cell in cells.values() if cell.recipe.uses_store}
+    stores = {path for cell in cells.values() for path in cell.recipe.stores}
     there = {path for path in stores if is_published(path)}
     everything = predict(study, cells, without_stores=there)
     wanted = set(everything.cells) if chosen is None else chosen

@@ -8,7 +8,8 @@ import typer
 from limbeck.cli.arguments import Json
 from limbeck.cli.output import emit, human, table
 from limbeck.spec.base import parse
-from limbeck.spec.load import apply_overrides, parse_overrides, read_yaml
+from limbeck.spec.load import parse_overrides, read_yaml
+from limbeck.spec.overrides import apply_overrides
 from limbeck.spec.teach_text import TeachText
 
 

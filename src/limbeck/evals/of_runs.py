@@ -25,7 +25,7 @@ def evaluate_run(path: Path, evals: Mapping[str, Eval]) -> dict[str, EvalResult]
         str(student_folder(path)),
         heldout=recipe.data.heldout,
         teacher=recipe.teacher,
-        sequence_length=recipe.data.sequence_length,
+        sequence_length=recipe.last_stage.data.sequence_length,
         dtype="float32",
         device=recipe.device,
         loss_on=recipe.data.loss_on,
@@ -47,5 +47,5 @@ def evaluate_teacher(recipe: Recipe, evals: Mapping[str, Eval], *, folder: Path)
     reader = load_teacher(recipe.teacher, device=pick_device(recipe.device))
     data = recipe.data
     tokenizer = with_chat_template(tokenizer, data.chat_template)
-    model = EvalModel(files.name, reader, tokenizer, data.heldout, None, data.sequence_length, data.loss_on)
+    model = EvalModel(files.name, reader, tokenizer, data.heldout, None, recipe.last_stage.data.sequence_length, data.loss_on)
     return run_evals(model, evals, folder=folder)

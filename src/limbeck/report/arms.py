@@ -270,7 +270,7 @@ def same_heldout(one: Member, other: Member) -> bool:
 def reads(member: Member, store: Mapping[str, Any]) -> bool:
     """Whether a cell learns from this signal store."""
     run = member.run
-    return run is not None and run.recipe.uses_store and same_place(run.recipe.store_path, str(store.get("path")))
+    return run is not None and any(same_place(path, str(store.get("path"))) for path in run.recipe.stores)
 
 
 def cost_of(record: Mapping[str, Any], cost: Cost, *, teacher_share: float = 1.0) -> float:

@@ -28,10 +28,11 @@ def parse(spec_class: type[S], values: Mapping[str, Any], *, source: str) -> S:
     try:
         return spec_class.model_validate(values)
     except ValidationError as error:
-        raise SpecError(f"{source}: {_one_line(spec_class, error)}") from None
+        raise SpecError(f"{source}: {one_line(spec_class, error)}") from None
 
 
-def _one_line(root: type[Spec], error: ValidationError) -> str:
+def one_line(root: type[Spec], error: ValidationError) -> str:
+    """The first thing wrong: key path, remedy."""
     # Unknown keys first: a misspelt key usually also leaves a required one missing, and the misspelling is the cause.
     first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     path, owner = _walk(root, first["loc"])

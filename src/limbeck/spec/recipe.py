@@ -1,18 +1,19 @@
 """A recipe: one complete description of a run. What it cannot say cannot be run."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
+from limbeck.errors import SpecError
 from limbeck.spec.artifact import QuantisationAware, check_begins
-from limbeck.spec.base import Spec
+from limbeck.spec.base import Spec, one_line
 from limbeck.spec.budget import Budget
-from limbeck.spec.curriculum import Stage
+from limbeck.spec.curriculum import Stage, check_curriculum
 from limbeck.spec.data import Data
-from limbeck.spec.layout import ExpertsLayout
-from limbeck.spec.objective import Objective, check_signal, needs_samples, needs_teacher
+from limbeck.spec.objective import Objective, check_signal, needs_hidden_states, needs_samples, needs_teacher
 from limbeck.spec.on_policy import OnPolicy, ServerEngine
 from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer, Schedule, check_averages
+from limbeck.spec.overrides import apply_overrides
 from limbeck.spec.parallel import Parallel, Replicated, Sharded
 from limbeck.spec.placement import Placement, SameDevice, TeacherPool
 from limbeck.spec.signal import (
@@ -28,6 +29,9 @@ from limbeck.spec.signal import (
 from limbeck.spec.sinks import Sink
 from limbeck.spec.student import HuggingFaceStudent, Student, UpcycledStudent
 from limbeck.spec.teacher import Teacher, model_slug
+
+STAGE_SEEDS = 1_000_003
+"""Between the seeds of stages: more than any study has seeds, so that no stage has another run's."""
 
 
 class Batch(Spec):
@@ -114,8 +118,8 @@ class Recipe(Spec):
             return self
         if isinstance(self.signal, ChunksSignal):
             raise ValueError(
-                "signal.kind=chunks is about documents of the texts, and on_policy teaches what is written: remove on_policy, or "
-                "give the student the teacher's tokenizer (`limbeck transplant`)"
+                "signal.kind=chunks is about documents of the texts, and on_policy teaches what is written: remove on_policy, "
+                "or give the student the teacher's tokenizer (`limbeck transplant`)"
             )
         if not needs_teacher(self.objective) or self.signal is None or not self.signal.live:
             raise ValueError(
@@ -147,12 +151,6 @@ class Recipe(Spec):
         asked += ["quantisation_aware"] if self.quantisation_aware is not None else []
         if asked:
             raise ValueError(f"on_policy generates with the student as it is, not with {asked[0]}: remove it")
-        layers = () if isinstance(self.student, HuggingFaceStudent) else self.student.layout.layers
-        if self.batch.micro_sequences != 1 and any(isinstance(layer.mlp, ExpertsLayout) for layer in layers):
-            raise ValueError(
-                "on_policy pads what is read together, and padding would count where experts are balanced: set "
-                "batch.micro_sequences=1, or choose a student without experts"
-            )
         self.on_policy.check_sequences(self.batch.sequences)
         return self
 
@@ -218,10 +216,61 @@ class Recipe(Spec):
             raise ValueError("data.tokenizer is missing and there is no teacher to take it from")
         return self
 
+    @model_validator(mode="after")
+    def _stages_are_recipes(self) -> Self:
+        check_curriculum(self.curriculum)
+        stages = self.stages
+        if len({needs_hidden_states(recipe.objective) for _, recipe in stages}) > 1:
+            raise ValueError(
+                "curriculum: an objective of hidden states trains a projection beside the student: let every stage have such a "
+                "term, or none"
+            )
+        if self.curriculum and any(isinstance(recipe.placement, TeacherPool) for _, recipe in stages):
+            raise ValueError("curriculum: stages have teachers of their own: set placement.kind=same or split, not pool")
+        return self
+
+    @model_validator(mode="after")
+    def _milestones_are_reached(self) -> Self:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones must ascend")
+        if self.milestones and not 0 < self.milestones[0] <= self.milestones[-1] <= self.budget.amount:
+            raise ValueError(f"milestones are amounts above 0 and at most budget.amount={self.budget.amount:g}")
+        return self
+
+    @property
+    def stages(self) -> "tuple[tuple[Stage, Recipe], ...]":
+        """Every stage with the recipe that it follows, which has no stages itself; without a curriculum, one of all there is.
+
+        A stage that reads other texts than the one before it, or in another shape, reads them in an order of its own, by a seed
+        of its own.
+        """
+        if not self.curriculum:
+            return ((Stage(name=self.name, share=1.0), self),)
+        found: list[tuple[Stage, Recipe]] = []
+        values = self.model_dump(mode="json", exclude={"curriculum", "milestones"})
+        for number, stage in enumerate(self.curriculum):
+            recipe = _of_stage(values, stage)
+            if found and not reads_on(found[-1][1], recipe):
+                recipe = recipe.model_copy(update={"seed": self.seed + number * STAGE_SEEDS})
+            elif found:
+                recipe = recipe.model_copy(update={"seed": found[-1][1].seed})
+            found.append((stage, recipe))
+        return tuple(found)
+
     @property
     def uses_store(self) -> bool:
         """Whether training reads a signal store."""
         return needs_teacher(self.objective) and self.signal is not None and not self.signal.live
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The paths of all signal stores that training reads, in the order of its stages."""
+        return tuple(dict.fromkeys(recipe.store_path for _, recipe in self.stages if recipe.uses_store))
+
+    @property
+    def last_stage(self) -> "Recipe":
+        """The recipe of the last stage: its lengths and positions are the student's."""
+        return self.stages[-1][1]
 
     @property
     def signal_slug(self) -> str:
@@ -247,13 +296,30 @@ class Recipe(Spec):
 
     @property
     def scoring_pass(self) -> tuple[object, ...]:
-        """What is the same of recipes whose stores are written in one pass of a teacher over the texts."""
-        return self.teacher, self.data, isinstance(self.signal, ChunksSignal), self.chunks_for
+        """What a store's documents and rows depend on: recipes of which this is equal are served by one pass of a teacher."""
+        data, in_chunks = self.data, isinstance(self.signal, ChunksSignal)
+        return self.teacher, data.train, data.heldout, data.tokenizer, data.chat_template, in_chunks, self.chunks_for
 
     @property
     def run_path(self) -> str:
         """Where the run of this recipe lies."""
         return f"{self.output}/runs/{self.name}"
+
+
+def reads_on(before: Recipe, after: Recipe) -> bool:
+    """Whether a stage goes on in the texts where the one before it ended: it reads the same ones, in the same shape."""
+    shapes = [(recipe.data, recipe.batch.sequences, recipe.on_policy, recipe.uses_store) for recipe in (before, after)]
+    return shapes[0] == shapes[1]
+
+
+def _of_stage(values: dict[str, Any], stage: Stage) -> Recipe:
+    """The recipe of those values with a stage's changes; `ValueError` names the stage and the key."""
+    try:
+        return Recipe.model_validate(apply_overrides(values, stage.changes))
+    except ValidationError as error:
+        raise ValueError(f"stage {stage.name}: {one_line(Recipe, error)}") from None
+    except SpecError as error:
+        raise ValueError(f"stage {stage.name}: {error}") from None
 
 
 def _slug(signal: Signal) -> str:

@@ -63,13 +63,19 @@ class Block(nn.Module):
         self.mlp_scale_D = nn.Parameter(torch.empty(size)) if layer.branch_scales else None
 
     def forward(
-        self, x_BTD: Tensor, first_BTD: Tensor, given: AttentionInput, position_BT: Tensor, cache: KeysValues | None = None
+        self,
+        x_BTD: Tensor,
+        first_BTD: Tensor,
+        given: AttentionInput,
+        position_BT: Tensor,
+        cache: KeysValues | None = None,
+        real_BT: Tensor | None = None,
     ) -> BlockOutput:
-        """`first_BTD` is what entered the first block.
+        """`first_BTD` is what entered the first block; `real_BT` is False at padding, which experts do not count.
 
         For training alone it may be compiled, and where it `recomputes`, the backward pass begins by computing again.
         """
-        inputs = (x_BTD, first_BTD, given, position_BT, cache)
+        inputs = (x_BTD, first_BTD, given, position_BT, cache, real_BT)
         if not torch.is_grad_enabled():
             return self.compute(*inputs)
         compute = self.compiled or self.compute
@@ -78,7 +84,13 @@ class Block(nn.Module):
         return compute(*inputs)
 
     def compute(
-        self, x_BTD: Tensor, first_BTD: Tensor, given: AttentionInput, position_BT: Tensor, cache: KeysValues | None
+        self,
+        x_BTD: Tensor,
+        first_BTD: Tensor,
+        given: AttentionInput,
+        position_BT: Tensor,
+        cache: KeysValues | None,
+        real_BT: Tensor | None,
     ) -> BlockOutput:
         """The block itself."""
         if self.mix_2D is not None:
@@ -94,7 +106,7 @@ class Block(nn.Module):
         x_BTD = x_BTD + _scaled(branch_BTD, self.attn_scale_D)
         inner_BTD = self.post_attention_layernorm(x_BTD) if self.norms == "before" else x_BTD
         if isinstance(self.mlp, Experts):
-            found = self.mlp(inner_BTD)
+            found = self.mlp(inner_BTD, real_BT)
             branch_BTD, load_E, balance = found.x_BTD, found.load_E, found.balance
         else:
             branch_BTD, load_E, balance = self.mlp(inner_BTD), None, None
@@ -147,13 +159,15 @@ class Body(nn.Module):
             position_BT = torch.arange(past, past + token_BT.shape[1], device=token_BT.device)[None]
         given = self._given(token_BT, position_BT, segments_BT, past=past)
         x_BTD = first_BTD = self._embed(token_BT, segments_BT, cache)
+        real_BT = None if segments_BT is None else segments_BT >= 0
         skipped: list[Tensor] = []
         num_skips = 0 if self.skip_SD is None else len(self.skip_SD)
         outputs = []
         for index, layer in enumerate(self.layers):
             if self.skip_SD is not None and index >= num_skips and skipped:
                 x_BTD = x_BTD + self.skip_SD[index - num_skips].to(x_BTD.dtype) * skipped.pop()
-            output = layer(x_BTD, first_BTD, given[index], position_BT, None if cache is None else cache.layers[index])
+            kept = None if cache is None else cache.layers[index]
+            output = layer(x_BTD, first_BTD, given[index], position_BT, kept, real_BT)
             x_BTD = output.x_BTD
             if index < num_skips:
                 skipped.append(x_BTD)
@@ -292,8 +306,8 @@ class Decoder(StudentModel):
         """Hidden states after the final norm, for int64 `token_BT`.
 
         `positions_BT` (int64) defaults to 0, 1, 2, ... in each row. `segments_BT` (int64) numbers the documents packed into a
-        row: a position sees its own document alone. None means one document per row, and is faster. With a `cache`, tokens
-        follow those that it remembers; past `ntk_length`, where all rates change with every token, its keys are of no use and
+        row, -1 padding: a position sees its own document alone. None means one document per row, and is faster. With a
+        `cache`, tokens follow those that it remembers; past `ntk_length`, where all rates change with every token, its keys are of no use and
         `LimbeckError` is raised.
         """
         return self.model(token_BT, positions_BT, segments_BT, cache)

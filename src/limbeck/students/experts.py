@@ -6,7 +6,8 @@ and never weighs. After each optimizer step b moves by `bias_step` towards exper
 
 The balance loss is alpha sum_i f_i P_i for each sequence, with f_i = E / (k T) times how often i is among the k largest s, and
 P_i the mean of its share of s (eqs. 17 to 20); gradients flow through P alone. Nothing here counts by side effect: how many
-tokens each expert saw is an output, so that recomputed activations count once, and evaluation counts nothing.
+tokens each expert saw is an output, so that recomputed activations count once, and evaluation counts nothing. Padding goes
+through experts as all else does, and is neither counted nor balanced.
 
 Tokens are sorted by expert and go through one grouped product a matrix; the plain twin, a loop, is in the tests.
 
@@ -132,7 +133,8 @@ class Experts(nn.Module):
         self.shared_share: Tensor
         self.register_buffer("shared_share", torch.ones((), dtype=torch.float32))
 
-    def forward(self, x_BTD: Tensor) -> ExpertsOutput:
+    def forward(self, x_BTD: Tensor, real_BT: Tensor | None = None) -> ExpertsOutput:
+        """`real_BT` is False where there is padding; None: nowhere."""
         x_ND = x_BTD.flatten(0, 1)
         routing = self.router(x_ND)
         expert_M, order_M = routing.expert_Nk.flatten().sort(stable=True)
@@ -147,14 +149,28 @@ class Experts(nn.Module):
         y_BTD = y_ND.view_as(x_BTD)
         if self.shared is not None:
             y_BTD = y_BTD + self.shared_share.to(y_BTD.dtype) * self.shared(x_BTD)
-        load_E = end_E.diff(prepend=end_E.new_zeros(1)).float()
-        return ExpertsOutput(y_BTD, load_E, self._balance(routing.score_NE, rows=len(x_BTD)))
+        load_E = self._load(routing.expert_Nk, end_E, real_BT)
+        return ExpertsOutput(y_BTD, load_E, self._balance(routing.score_NE, rows=len(x_BTD), real_BT=real_BT))
 
-    def _balance(self, score_NE: Tensor, *, rows: int) -> Tensor:
+    def _load(self, expert_Nk: Tensor, end_E: Tensor, real_BT: Tensor | None) -> Tensor:
+        if real_BT is None:
+            return end_E.diff(prepend=end_E.new_zeros(1)).float()
+        weight_M = real_BT.flatten()[:, None].expand_as(expert_Nk).flatten().float()
+        return torch.zeros(self.layout.num_experts, device=end_E.device).scatter_add(0, expert_Nk.flatten(), weight_M)
+
+    def _balance(self, score_NE: Tensor, *, rows: int, real_BT: Tensor | None) -> Tensor:
         if not self.layout.balance_weight:
             return score_NE.new_zeros(())
         score_BTE = score_NE.unflatten(0, (rows, -1))
         picked_BTE = torch.zeros_like(score_BTE).scatter(2, score_BTE.topk(self.layout.per_token, dim=2).indices, 1.0)
-        often_BE = picked_BTE.mean(1) * self.layout.num_experts / self.layout.per_token
-        share_BE = (score_BTE / score_BTE.sum(2, keepdim=True)).mean(1)
+        often_BE = _mean_of_real(picked_BTE, real_BT) * self.layout.num_experts / self.layout.per_token
+        share_BE = _mean_of_real(score_BTE / score_BTE.sum(2, keepdim=True), real_BT)
         return self.layout.balance_weight * (often_BE * share_BE).sum(1).mean()
+
+
+def _mean_of_real(x_BTE: Tensor, real_BT: Tensor | None) -> Tensor:
+    """Over the positions of each sequence that are no padding; 0 of a sequence that is all padding."""
+    if real_BT is None:
+        return x_BTE.mean(1)
+    weight_BT = real_BT.to(x_BTE.dtype)
+    return torch.einsum("bte,bt->be", x_BTE, weight_BT / weight_BT.sum(1, keepdim=True).clamp(min=1))

@@ -44,7 +44,7 @@ class StudentModel(nn.Module, ABC):
         """Hidden states after the final norm, for int64 `token_BT`.
 
         `positions_BT` (int64) defaults to 0, 1, 2, ... in each row. `segments_BT` (int64) numbers the documents packed into a
-        row: a position sees its own document alone.
+        row, -1 padding: a position sees its own document alone.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

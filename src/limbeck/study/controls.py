@@ -10,6 +10,7 @@ from typing import Any
 
 from limbeck.errors import SpecError
 from limbeck.spec.budget import Flops, Seconds, Steps, Tokens
+from limbeck.spec.curriculum import Stage
 from limbeck.spec.objective import CrossEntropy
 from limbeck.spec.placement import SameDevice
 from limbeck.spec.recipe import Recipe
@@ -18,8 +19,6 @@ from limbeck.study.expand import Cell, Cells, essence, reads_without_teacher
 
 PREFIX = "control-"
 """Of the names of automatic controls."""
-TAUGHT = ("objective", "signal", "store", "on_policy", "placement", "teacher")
-"""What a recipe without a teacher does not have."""
 Decided = Mapping[str, Mapping[Basis, Mapping[str, Any]]]
 """By cell and basis: `name` and `budget` of its control."""
 Spent = Mapping[str, Mapping[str, Any]]
@@ -112,17 +111,18 @@ def _decided(study: Study, cell: Cell, basis: Basis, recipe: Recipe, decided: De
 
 
 def twin(recipe: Recipe) -> Recipe:
-    """The same student and texts without a teacher."""
+    """The same student, texts and stages without a teacher."""
     objective = CrossEntropy(z_loss_weight=recipe.objective.z_loss_weight)
-    stages = tuple(stage.model_copy(update={"changes": _untaught(stage.changes)}) for stage in recipe.curriculum)
     alone: dict[str, Any] = {"objective": objective, "signal": None, "store": None, "on_policy": None}
-    alone |= {"placement": SameDevice(), "curriculum": stages}
+    alone["placement"] = SameDevice()
+    alone["curriculum"] = tuple(_untaught(stage, without={*alone, "teacher"}) for stage in recipe.curriculum)
     return recipe.model_copy(update=alone | ({"teacher": None} if reads_without_teacher(recipe) else {}))
 
 
-def _untaught(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's changes without those that are about a teacher."""
-    return {path: value for path, value in changes.items() if path.partition(".")[0] not in TAUGHT}
+def _untaught(stage: Stage, *, without: Container[str]) -> Stage:
+    """The stage without what it changes of these parts of a recipe."""
+    kept = {path: value for path, value in stage.changes.items() if path.partition(".")[0] not in without}
+    return stage.model_copy(update={"changes": kept})
 
 
 def _control(study: Study, cell: Cell, basis: Basis, spent: Spent) -> Recipe | None:

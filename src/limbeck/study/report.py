@@ -40,7 +40,7 @@ def write_report_of(study: Study, cells: Cells, *, output: Path) -> Path:
 def view_of(study: Study, cells: Cells, *, output: Path) -> shown.StudyView:
     """All that the report shows."""
     prices = _prices(study, cells)
-    stores = sorted({cell.recipe.store_path for cell in cells.values() if cell.recipe.uses_store})
+    stores = sorted({path for cell in cells.values() for path in cell.recipe.stores})
     there = [path for path in stores if is_published(path)]  # a finished study's stores may have been removed
     return shown.StudyView(
         name=study.name,

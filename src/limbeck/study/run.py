@@ -34,6 +34,7 @@ from limbeck.study.launch import run_tasks, slots_of
 from limbeck.study.needs import check_evals
 from limbeck.study.outcomes import forget_outcome, keep_outcome, read_outcomes
 from limbeck.study.report import keep_study, write_report_of
+from limbeck.study.store_readers import may_lack_rows, readers_of, stores_of
 from limbeck.study.tasks import FIDELITY, Outcome, Task
 
 
@@ -108,7 +109,7 @@ def run_study(
             _run(study, cells, chosen=set(cells) - before, output=Path(output), retry=False, slots=slots)
             teachers = _measure_teachers(study, cells, output=Path(output), slots=slots)
     runs = {name: Path(cell.recipe.run_path) for name, cell in cells.items()}
-    stores = sorted({cell.recipe.store_path for cell in cells.values() if cell.recipe.uses_store})
+    stores = sorted({path for cell in cells.values() for path in cell.recipe.stores})
     page = write_report_of(study, cells, output=Path(output))
     failed = {name: outcome for name, outcome in read_outcomes(Path(output)).items() if name in cells}
     return StudyResult(runs, tuple(stores), page, failed | teachers, left_out)
@@ -173,16 +174,16 @@ def check_stores(cells: Cells) -> None:
     """`SpecError` where cells would write one store from other teachers, texts or signals; what is there is checked later."""
     written: dict[str, tuple[str, Any]] = {}
     for name, cell in cells.items():
-        recipe = cell.recipe
-        if not recipe.uses_store or is_published(recipe.store_path):
-            continue
-        asked = (recipe.teacher, recipe.signal, recipe.data.train, recipe.data.tokenizer, recipe.chunks_for)
-        first, other = written.setdefault(recipe.store_path, (name, asked))
-        if other != asked:
-            raise SpecError(
-                f"{first} and {name} read other rows (of another teacher, text, window or signal) from one store, "
-                f"{recipe.store_path}: set store to another place for one of them, in its arm or axis"
-            )
+        for path, signal in stores_of([cell.recipe]).items():
+            if is_published(path):
+                continue
+            asked = (signal, [reader.scoring_pass for reader in readers_of([cell.recipe]) if reader.store_path == path])
+            first, other = written.setdefault(path, (name, asked))
+            if other != asked:
+                raise SpecError(
+                    f"{first} and {name} read other rows (of another teacher, text, window or signal) from one store, "
+                    f"{path}: set store to another place for one of them, in its arm or axis"
+                )
 
 
 def _check_budgets(name: str, recipe: Recipe, control: str, other: Recipe) -> None:
@@ -251,7 +252,7 @@ def _run(study: Study, cells: Cells, *, chosen: set[str], output: Path, retry: b
         tasks = [
             Task(verb="train", name=name, recipes=(recipes[name],), evals=study.evals)
             for name in ready
-            if recipes[name].store_path not in unwritten or not recipes[name].uses_store
+            if not unwritten.intersection(recipes[name].stores)
         ]
         _do(study, tasks, output=output, slots=slots)
     return tuple(left_out)
@@ -300,13 +301,13 @@ def _has_results(folder: Path, evals: Mapping[str, Eval]) -> bool:
 
 def _write_stores(study: Study, recipes: Sequence[Recipe], *, output: Path, slots: int) -> set[str]:
     """Write the stores that are missing, those of one teacher and one set of texts in one pass; those that could not be."""
-    lacking = [recipe for recipe in recipes if recipe.uses_store and not is_published(recipe.store_path)]
+    lacking = [recipe for recipe in recipes if may_lack_rows(recipe)]
     lost: set[str] = set()
     while lacking:
         first = lacking[0]
         together = [recipe for recipe in lacking if recipe.scoring_pass == first.scoring_pass]
         lacking = [recipe for recipe in lacking if recipe not in together]
-        readers = list({recipe.store_path: recipe for recipe in together}.values())
+        readers = list({recipe.stores: recipe for recipe in together}.values())
         assert first.teacher is not None
         task = Task(
             verb="stores", name=f"stores-of-{first.teacher.slug}", recipes=tuple(readers), folder=str(output / FIDELITY)
@@ -314,7 +315,7 @@ def _write_stores(study: Study, recipes: Sequence[Recipe], *, output: Path, slot
         outcome = _do(study, [task], output=output, slots=slots)[task.name]
         forget_outcome(output, task.name)  # it is the cells' now
         if outcome.status != "finished":
-            lost |= {recipe.store_path for recipe in readers}
+            lost |= {path for recipe in readers for path in recipe.stores}
             for recipe in together:
                 keep_outcome(output, recipe.name, Outcome("failed", outcome.error))
     return lost

@@ -3,10 +3,13 @@
 Under `torchrun` the processes share the documents (`limbeck.teachers.cache`), and those that are told to stop because one of
 them died write the shard in hand first. A store whose path is a URL is written in the user cache and published from there when
 it is complete; so processes on several machines need a cache that they share (`LIMBECK_CACHE`).
+
+Stages of a curriculum may read other texts from the same store: it holds the documents of all. It is written for the first of
+them and extended by those of the others.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,9 +20,11 @@ from limbeck.errors import SpecError
 from limbeck.paths import is_remote, write_atomically
 from limbeck.signals.manifest import discard
 from limbeck.signals.merge import Merged
+from limbeck.signals.places import is_published
 from limbeck.signals.remote import is_published_as, outgoing_folder, publish
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.signal import DenseSignal, StoredSignal
+from limbeck.spec.signal import DenseSignal
+from limbeck.study.store_readers import passes_of, readers_of, stores_of
 from limbeck.teachers.cache import Share, extend_store, store_identity, write_stores
 from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.train.interrupt import Interrupted, finish_the_step
@@ -27,29 +32,23 @@ from limbeck.train.parallel import Processes, leave, start_processes, wait_for_a
 from limbeck.train.texts import Texts, open_texts
 
 
-def stores_of(recipes: Sequence[Recipe]) -> dict[str, StoredSignal]:
-    """The paths or URLs of the stores that the recipes read, each once."""
-    return {
-        recipe.store_path: recipe.signal
-        for recipe in recipes
-        if recipe.uses_store and recipe.signal is not None and not isinstance(recipe.signal, DenseSignal)
-    }
-
-
 def write_recipe_stores(recipes: Sequence[Recipe]) -> list[str]:
     """Write the stores that the recipes read; those of one teacher and one set of texts in one pass. Resumes what was begun.
 
     Returns their folders or URLs.
     """
-    readers = [recipe for recipe in recipes if recipe.uses_store]
+    readers = readers_of(recipes)
     if not readers:
         raise _reads_none(recipes[0])
-    while readers:
-        first = readers[0]
-        together = [recipe for recipe in readers if recipe.scoring_pass == first.scoring_pass]
-        readers = [recipe for recipe in readers if recipe not in together]
-        _write_together(together)
-    return list(stores_of(recipes))
+    stores, passes = stores_of(recipes), passes_of(readers)
+    shared = {path for path in stores if sum(path in stores_of(together) for together in passes) > 1}
+    for path in filter(is_remote, shared):
+        raise SpecError(
+            f"{path} is to hold the texts of several stages, and a store at a URL cannot be extended: name a folder"
+        )
+    for together in passes:
+        _write_together(together, shared=shared)
+    return list(stores)
 
 
 def extend_recipe_store(path: Path, recipe: Recipe) -> Merged | None:
@@ -72,7 +71,8 @@ def extend_recipe_store(path: Path, recipe: Recipe) -> Merged | None:
     return merged
 
 
-def _write_together(recipes: Sequence[Recipe]) -> None:
+def _write_together(recipes: Sequence[Recipe], *, shared: Collection[str]) -> None:
+    """In one pass, but for stores that are there and hold other texts too: they get what they lack of these."""
     first = recipes[0]
     assert first.teacher is not None, "the recipe's validator requires one"
     texts, teacher, processes = _open(first)
@@ -81,7 +81,17 @@ def _write_together(recipes: Sequence[Recipe]) -> None:
     signals = {}
     for path, signal in stores_of(recipes).items():
         identity = store_identity(teacher, texts.train, signal, context=context, counterpart=counterpart)
-        if not is_published_as(path, identity):
+        if path in shared and is_published(path):
+            extend_store(
+                teacher,
+                texts.train,
+                Path(path),
+                signal=signal,
+                context=context,
+                share=_share(processes),
+                counterpart=counterpart,
+            )
+        elif not is_published_as(path, identity):
             signals[path] = signal
     folders = {outgoing_folder(path): signal for path, signal in signals.items()}
     write_stores(teacher, texts.train, folders, context=context, share=_share(processes), counterpart=counterpart)

@@ -27,66 +27,74 @@ from limbeck.progress import progress, say
 from limbeck.runs import Costs, RunWriter
 from limbeck.signals.rows import to_device
 from limbeck.students.fake_quantise import quantising
-from limbeck.train.budget import fraction, fraction_during_next_step, mean_step, passes_a_multiple
+from limbeck.train.budget import fraction, fraction_during_next_step, mean_step
+from limbeck.train.course import Course
 from limbeck.train.guards import RolloutsError
 from limbeck.train.interrupt import Interrupted, finish_the_step
-from limbeck.train.measure import measure
 from limbeck.train.on_policy import OnPolicySteps
+from limbeck.train.on_the_way import on_the_way
 from limbeck.train.parallel import any_says, clip_gradients, from_first, sum_gradients, sum_values
 from limbeck.train.resume import resume, save
 from limbeck.train.setup import Setup
 
 
-def run(setup: Setup, *, path: Path, writer: RunWriter | None) -> Costs:
-    """Train to the end of the budget, from the last checkpoint if there is one. Only the process with a `writer` writes."""
+def run(setup: Setup, *, path: Path, writer: RunWriter | None, course: Course | None = None) -> Costs:
+    """Train to the end of the budget, or of the stage, from the last checkpoint if there is one.
+
+    `course` is the place in a curriculum whose stage is set up. Only the process with a `writer` writes.
+    """
     recipe, budget = setup.recipe, setup.recipe.budget
+    course = course or Course(recipe)
+    began = course.place.began
     optimizer = build_optimizer(recipe.optimizer, setup.trained, dtype=setup.dtype)
     average = WeightAverage(recipe.averaging, setup.student)
     costs = resume(setup, path, optimizer=optimizer, average=average)
     if costs.step:
-        say(f"{recipe.name}: resuming at step {costs.step}")
+        say(f"{recipe.name}: {f'stage {course.stage.name}' if course.stage else 'resuming'} at step {costs.step}")
     if writer is not None:
         writer.rewind(costs.step)
     if recipe.compile:
         compile_ahead(setup, fraction=fraction(budget, costs))
-    on_policy = OnPolicySteps(setup, path) if recipe.on_policy is not None else None
-    saved_at = costs.seconds
+    on_policy = OnPolicySteps(setup, path, began=began.step) if recipe.on_policy is not None else None
+    stream = setup.loader.steps(costs.step - began.step) if on_policy is None else on_policy.steps(costs.step)
+    keep, saved_at = partial(save, setup, path, optimizer=optimizer, average=average), costs.seconds
     title = f"training {recipe.name}"
     with (
-        closing((on_policy or setup.loader).steps(costs.step)) as steps,
+        closing(stream) as steps,
         progress(title, total=1, done=fraction(budget, costs)) as advance,
         finish_the_step() as interrupt,
     ):
-        while fraction(budget, costs) < 1:
+        while fraction(budget, costs) < course.ends:
             started = time.perf_counter()
             expected = mean_step(costs) if on_policy is not None and costs.step else setup.step_costs
             spent = fraction_during_next_step(budget, costs, step=expected)
             moment = Moment(fraction=spent, lr_factor=lr_factor(recipe.schedule, spent))
             setup.student.set_fraction(spent)
-            batches = _next_of(steps, save_it=partial(save, setup, path, optimizer=optimizer, average=average, costs=costs))
+            batches = _next_of(steps, save_it=partial(keep, costs=costs, place=course.place))
             logged = optimizer_step(setup, optimizer, batches, moment=moment)
             if not math.isfinite(logged["loss_nats"] + logged["grad_norm"]):
                 raise DivergedError(
                     f"{path}: loss or gradient is not finite at step {costs.step + 1}; try a lower optimizer.lr under another "
                     "name (the checkpoint before it is kept)"
                 )
-            before, costs = costs, _after(setup, costs, batches, seconds=time.perf_counter() - started)
+            before, costs = costs, _after(setup, costs, batches, seconds=time.perf_counter() - started, began=began)
             if on_policy is not None:
                 logged |= on_policy.logged(seconds=costs.seconds - before.seconds)
             average.update(setup.student, lr_factor=moment.lr_factor, fraction=fraction(budget, costs))
-            last = fraction(budget, costs) >= 1
+            ended = fraction(budget, costs) >= course.ends
             stopping = any_says(interrupt.asked, setup.processes, setup.device)
             if writer is not None:
                 writer.record("train", costs, **logged)
                 advance(fraction(budget, costs) - fraction(budget, before), f"loss {logged['loss_nats']:.3f} nats")
-            if not last and passes_a_multiple(budget, before, costs, every=recipe.evaluation.every):
-                _evaluate(setup, costs, average=average, writer=writer)
-            if last or stopping or costs.seconds - saved_at >= recipe.checkpoint.seconds:
-                save(setup, path, optimizer=optimizer, average=average, costs=costs)
+            on_the_way(setup, course, before, costs, average=average, path=path, writer=writer)
+            if ended or stopping or costs.seconds - saved_at >= recipe.checkpoint.seconds:
+                place = course.after(costs).place if ended and not course.is_last else course.place
+                keep(costs=costs, place=place)
                 saved_at = costs.seconds
-            if stopping and not last:
+            if stopping and not (ended and course.is_last):
                 raise Interrupted(f"{path}: stopped after step {costs.step}; the same command continues from there")
-    average.put_in_place(setup.student)
+    if course.is_last:
+        average.put_in_place(setup.student)
     return costs
 
 
@@ -106,16 +114,6 @@ def compile_ahead(setup: Setup, *, fraction: float) -> None:
         output, _ = batch_loss(setup, batch)
         output.loss.backward()
     setup.trained.zero_grad(set_to_none=True)
-
-
-def _evaluate(setup: Setup, costs: Costs, *, average: WeightAverage, writer: RunWriter | None) -> None:
-    """Measured by the process that writes, and by all where each holds a part of the student."""
-    if writer is None and not setup.sharded:
-        return
-    with average.swapped(setup.student):
-        bits_per_byte = measure(setup).bits_per_byte
-    if writer is not None:
-        writer.record("eval", costs, bits_per_byte=bits_per_byte, kl_to_teacher_nats=None)
 
 
 def optimizer_step(
@@ -203,8 +201,8 @@ def _tokens(setup: Setup, batches: Sequence[Batch]) -> int:
     return max(1, int(sum_values(mine, setup.processes)))
 
 
-def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: float) -> Costs:
-    """The costs with one more step."""
+def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: float, began: Costs) -> Costs:
+    """The costs with one more step; `began` are those when these texts were first read in this shape."""
     of_student, processes = setup.student_costs, setup.processes
     names = ("counted", "read", "tokens_generated", "tokens_scored", "bytes_read")
     mine = torch.tensor([sum(getattr(batch, name) for batch in batches) for name in names], device=setup.device)
@@ -213,8 +211,8 @@ def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: flo
     if setup.loader.source is not None and setup.loader.source.is_live:
         scored = costs.teacher_flops + tokens_scored * setup.teacher_flops_per_scored_token
     else:  # a stored row is paid for once, however often it is read
-        rows = setup.loader.stream.distinct_rows(tokens * setup.rows_per_token)
-        scored = rows * setup.tokens_scored_per_row * setup.teacher_flops_per_scored_token
+        rows = setup.loader.stream.distinct_rows((tokens - began.tokens) * setup.rows_per_token)
+        scored = began.teacher_flops + rows * setup.tokens_scored_per_row * setup.teacher_flops_per_scored_token
     return replace(
         costs,
         step=costs.step + 1,

@@ -27,15 +27,16 @@ SERVED = "served"
 """Inside a run's folder while it goes on: the student for a server of completions."""
 
 
-def measure(setup: Setup, *, last: bool = False) -> HeldOut:
+def measure(setup: Setup, *, dtype: torch.dtype, last: bool = False) -> HeldOut:
     """The student on the held-out documents, in windows of its own sequence length that do not overlap.
 
-    On the way it is measured in the precision of training, which is quick. The `last` time it is measured in float32, as
-    `limbeck eval` does, and beside the teacher. Where the student is sharded all processes call it, and read the same.
+    On the way it is measured in the precision of training, which is quick. The `last` time, and where it is kept, it is measured
+    in float32, as `limbeck eval` does; the last time beside the teacher. Where the student is sharded all processes call it, and
+    read the same.
     """
     with head_gathered(setup.student):
         return evaluate(
-            StudentReader(setup.student, device=setup.device, dtype=torch.float32 if last else setup.dtype),
+            StudentReader(setup.student, device=setup.device, dtype=dtype),
             setup.texts.heldout,
             context=Context(window=setup.recipe.data.sequence_length, overlap=0),
             reference=setup.reference if last else None,
@@ -50,7 +51,7 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) 
     recipe = setup.recipe
     if not setup.sharded:  # an adapter beside shards is merged in the whole copy that is saved
         setup.student.settle()
-    heldout = measure(setup, last=True)
+    heldout = measure(setup, dtype=torch.float32, last=True)
     student = gathered(setup.student, setup.processes)
     if writer is None:
         return

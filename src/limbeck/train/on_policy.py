@@ -24,6 +24,7 @@ from limbeck.errors import LimbeckError
 from limbeck.evals.generate import synchronise
 from limbeck.signals.types import SignalRows
 from limbeck.spec.on_policy import shares
+from limbeck.students.decoder import Decoder
 from limbeck.train.guards import Watch
 from limbeck.train.measure import SERVED, save_student
 from limbeck.train.parallel import any_says, wait_for_all
@@ -38,14 +39,14 @@ WRITERS: tuple[Writer, ...] = ("student", "teacher")
 class OnPolicySteps:
     """Steps whose sequences are written on the way. `numbers` says how the last of them went."""
 
-    def __init__(self, setup: Setup, path: Path) -> None:
-        """`path` is the run's folder."""
+    def __init__(self, setup: Setup, path: Path, *, began: int = 0) -> None:
+        """`path` is the run's folder. Of a stage that began at a later step than 0, prompts and texts are counted from there."""
         assert setup.writers is not None and setup.recipe.on_policy is not None
         self.setup, self.spec, self.writers = setup, setup.recipe.on_policy, setup.writers
         self.source = cast("LiveRowSource", setup.loader.source)
         self.counts = shares(self.spec.sources, setup.recipe.batch.sequences)
         self.numbers: dict[str, float] = {}
-        self._path = path
+        self._path, self._began = path, began
         self._file = RolloutFile(path, rank=setup.processes.rank)
         self._watch = Watch(setup)
         self._current: list[Rollout] = []
@@ -77,7 +78,7 @@ class OnPolicySteps:
 
     def _begins(self, step: int) -> int:
         """The step before which the rollouts of this one are written."""
-        return step - step % self.spec.steps_per_rollout
+        return step - (step - self._began) % self.spec.steps_per_rollout
 
     def _slots(self, step: int, source: str) -> range:
         """Which of all sequences from a source this process makes in the step of that number: they are dealt out in turns."""
@@ -106,7 +107,7 @@ class OnPolicySteps:
 
     def _slots_to_write(self, begins: int, writer: Writer) -> range:
         """This process's, of the rollouts that are written before that step."""
-        slots = self._slots(begins // self.spec.steps_per_rollout, writer)
+        slots = self._slots((begins - self._began) // self.spec.steps_per_rollout, writer)
         return slots[self._replays() if writer == "student" else 0 :]
 
     def _saved(self) -> Path:
@@ -138,7 +139,7 @@ class OnPolicySteps:
         for rollout in self._file.read():
             if rollout.step == begins + 1:
                 self._current.append(rollout)
-            elif rollout.writer == "student":
+            elif rollout.writer == "student" and rollout.step > self._began:
                 self._earlier.append(rollout)
         processes = self.setup.processes
         if any_says(self._lacks(first), processes, self.setup.device):
@@ -155,7 +156,7 @@ class OnPolicySteps:
         begins = self._begins(first)
         if begins < first and len(self._current) != sum(len(self._slots_to_write(begins, writer)) for writer in WRITERS):
             return True
-        if self.spec.replay is None or not first:
+        if self.spec.replay is None or first == self._began:
             return False
         beyond = RolloutFile(self._path, rank=self.setup.processes.world_size)
         return not self._file.path.is_file() or any(rollout.step <= first for rollout in beyond.read())
@@ -164,11 +165,13 @@ class OnPolicySteps:
         if rows is None:
             return []
         size = self.setup.loader.micro_sequences
-        return batches_from(rollouts, rows, micro_sequences=size, mask_truncated=self.spec.mask_truncated)
+        marks = bool(isinstance(self.setup.student, Decoder) and self.setup.student.experts())
+        masked = self.spec.mask_truncated
+        return batches_from(rollouts, rows, micro_sequences=size, mask_truncated=masked, marks_padding=marks)
 
     def _of_texts(self, step: int) -> list[Batch]:
         """Rows of the training texts with the teacher's."""
-        loader, slots = self.setup.loader, self._slots(step, "data")
+        loader, slots = self.setup.loader, self._slots(step - self._began, "data")
         groups = [slots[start : start + loader.micro_sequences] for start in range(0, len(slots), loader.micro_sequences)]
         return [loader.batch([loader.stream.sequence(slot) for slot in group]) for group in groups]
 

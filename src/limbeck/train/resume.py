@@ -11,10 +11,19 @@ import torch
 from limbeck.errors import LimbeckError
 from limbeck.optim.averaging import WeightAverage
 from limbeck.runs import Costs
-from limbeck.train.checkpoint import load_checkpoint, save_checkpoint
+from limbeck.train.checkpoint import load_checkpoint, place_in, save_checkpoint
+from limbeck.train.course import Place
 from limbeck.train.parallel import from_first
 from limbeck.train.setup import Setup
-from limbeck.train.sharded_checkpoint import forget, load_into_shards, load_shards, newest, save_shards, step_of
+from limbeck.train.sharded_checkpoint import (
+    forget,
+    load_into_shards,
+    load_shards,
+    newest,
+    place_in_shards,
+    save_shards,
+    step_of,
+)
 
 ONE_FILE = "checkpoint.pt"
 
@@ -37,9 +46,20 @@ def _require_shared(setup: Setup, path: Path, step: int) -> None:
         raise LimbeckError(f"{path}: processes find different checkpoints; the run folder must be on a disk that all share")
 
 
-def save(setup: Setup, path: Path, *, optimizer: torch.optim.Optimizer, average: WeightAverage, costs: Costs) -> None:
+def place_of(path: Path) -> tuple[Place, str | None]:
+    """Where the last checkpoint in the run folder stands in the curriculum, and its precision; the start without one."""
+    shards, file = newest(path), path / ONE_FILE
+    if shards is not None:
+        return place_in_shards(shards)
+    return place_in(file) if file.is_file() else (Place(), None)
+
+
+def save(
+    setup: Setup, path: Path, *, optimizer: torch.optim.Optimizer, average: WeightAverage, costs: Costs, place: Place
+) -> None:
     """All processes call it. The last checkpoint is kept until the new one is in its place."""
     state: dict[str, Any] = {"model": setup.trained, "optimizer": optimizer, "average": average, "dtype": setup.dtype}
+    state["place"] = place
     if setup.sharded:
         save_shards(path, **state, costs=costs, processes=setup.processes)
         if setup.processes.is_first:

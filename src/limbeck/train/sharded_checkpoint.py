@@ -34,6 +34,7 @@ from limbeck.optim.averaging import WeightAverage
 from limbeck.paths import sync, write_atomically
 from limbeck.runs import Costs
 from limbeck.train.checkpoint import require_dtype
+from limbeck.train.course import Place
 from limbeck.train.parallel import Processes, any_says, device_of, wait_for_all
 
 MANIFEST = "checkpoint.json"
@@ -66,11 +67,12 @@ def save_shards(
     average: WeightAverage,
     costs: Costs,
     dtype: torch.dtype,
+    place: Place,
     processes: Processes,
 ) -> None:
     """Write this process's shards. All processes call it; where one fails, all raise a `LimbeckError`."""
     tensors = _tensors(model.state_dict(), optimizer.state_dict()["state"], average.state_dict()["average"])
-    partial, place = _beside(run), run / f"checkpoint-{costs.step}"
+    partial, target = _beside(run), run / f"checkpoint-{costs.step}"
     if processes.is_first:
         shutil.rmtree(partial, ignore_errors=True)
     wait_for_all(processes)
@@ -79,16 +81,17 @@ def save_shards(
         about = {
             "costs": asdict(costs),
             "dtype": str(dtype),
+            "place": asdict(place),
             "average": {key: value for key, value in average.state_dict().items() if key != "average"},
             "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
             "files": files,
         }
-        problem = _published(partial, place, about)
+        problem = _published(partial, target, about)
     if any_says(problem is not None, processes, device_of(model)):
         why = problem or "the first process says why"
-        raise LimbeckError(f"{place} cannot be written ({why}): free some space and start again, the last checkpoint is kept")
+        raise LimbeckError(f"{target} cannot be written ({why}): free some space and start again, the last checkpoint is kept")
     if processes.is_first:
-        forget(run, but=place)
+        forget(run, but=target)
 
 
 def _written(tensors: dict[str, Tensor], folder: Path, processes: Processes) -> tuple[dict[str, list[int]], str | None]:
@@ -115,6 +118,13 @@ def _published(partial: Path, place: Path, about: dict[str, Any]) -> str | None:
     except OSError as error:
         return _said(error)
     return None
+
+
+def place_in_shards(checkpoint: Path) -> tuple[Place, str]:
+    """Where the run stood, and in which precision it computed."""
+    with _one_clear_error(checkpoint):
+        about = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        return Place.read(about.get("place")), about["dtype"].removeprefix("torch.")
 
 
 def load_shards(

@@ -1,21 +1,29 @@
-"""Training a recipe from start to end: set up, run the loop, finish."""
+"""Training a recipe from start to end: set up, run the loop, finish.
+
+Every stage of a curriculum is set up by its own recipe and begins with what the checkpoint of the one before it holds: that it
+continues in the same process changes nothing.
+"""
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from limbeck.data.loader import RowSource
 from limbeck.errors import SpecError
 from limbeck.progress import say
-from limbeck.runs import RunWriter, is_finished, read_preflight, require_recipe
+from limbeck.runs import Costs, RunWriter, is_finished, read_preflight, require_recipe
 from limbeck.spec.recipe import Recipe
+from limbeck.train.check_stages import check_stages
+from limbeck.train.course import Course
 from limbeck.train.loop import run
 from limbeck.train.measure import finish
-from limbeck.train.parallel import leave
+from limbeck.train.parallel import Processes, leave
 from limbeck.train.pool import AskedRows, teaches
-from limbeck.train.preflight import preflight
+from limbeck.train.preflight import Preflight, preflight
+from limbeck.train.resume import place_of
 from limbeck.train.serving import serve
 from limbeck.train.setup import Setup, open_setup
 from limbeck.train.sinks import check_sinks, open_sinks
@@ -32,38 +40,71 @@ def train(recipe: Recipe) -> Path:
         serve(recipe)
         return path
     check_sinks(recipe.sinks)
-    setup = open_setup(recipe)
-    with _teachers_told(setup):
-        _train(setup, path)
-    processes = setup.processes
-    del setup  # shards hold on to the group of processes, whose threads would outlive it
-    gc.collect()
+    processes = _train(recipe, path)
+    gc.collect()  # shards hold on to the group of processes, whose threads would outlive it
     leave(processes)
     return path
 
 
-def _train(setup: Setup, path: Path) -> None:
-    """From what is open to the summary."""
-    recipe = setup.recipe
+def _train(recipe: Recipe, path: Path) -> Processes:
+    """From the stage at hand to the summary."""
+    place, precision = place_of(path)
+    course = Course(recipe, place)
+    setup = _opened(course, path, precision=precision)
+    processes = setup.processes
+    with _teachers_told(setup.loader.source):
+        course = replace(course, recipe=_resolved(recipe, setup))
+        check_stages(course, setup)
+        checked = preflight(setup)  # before the run has a folder: what is mended here may change the recipe
+        writer = RunWriter(path, recipe=course.recipe, device=str(setup.device)) if processes.is_first else None
+        with _told(writer, course.recipe):
+            costs = _run(setup, course, checked, path=path, writer=writer)
+            while not course.is_last:
+                del setup  # before there is another student
+                gc.collect()
+                course = course.after(costs)
+                setup = _opened(course, path, precision=place_of(path)[1])
+                costs = _run(setup, course, preflight(setup), path=path, writer=writer)
+            finish(setup, costs, path=path, writer=writer)
+    return processes
+
+
+def _opened(course: Course, path: Path, *, precision: str | None) -> Setup:
+    """The stage at hand; `precision` is that of the stages before it, which a probe could find otherwise."""
+    recipe = course.stage_recipe
+    if recipe.precision == "auto" and precision is not None and course.place.stage:
+        recipe = recipe.model_copy(update={"precision": precision})
+    setup = open_setup(recipe)
     require_same_start(path, setup)
-    checked = preflight(setup)  # before the run has a folder: what is mended here may change the recipe
-    writer = RunWriter(path, recipe=setup.recipe, device=str(setup.device)) if setup.processes.is_first else None
+    return setup
+
+
+def _resolved(recipe: Recipe, setup: Setup) -> Recipe:
+    """The whole recipe with what opening it filled in."""
+    size = setup.recipe.student.vocab_size
+    assert size is not None, "resolved"
+    return recipe.model_copy(update={"student": recipe.student.with_vocab_size(size)})
+
+
+def _run(setup: Setup, course: Course, checked: Preflight, *, path: Path, writer: RunWriter | None) -> Costs:
+    """One stage, or all there is."""
     if writer is not None:
-        say(f"{recipe.name}: {checked.line()}")
+        said = course.recipe.name if course.stage is None else f"{course.recipe.name}, stage {course.stage.name}"
+        say(f"{said}: {checked.line()}")
         began: dict[str, Any] = {} if setup.start is None else {"start": asdict(setup.start)}
         if setup.pruned is not None:
             began["pruned"] = setup.pruned.key
         writer.preflight(**asdict(checked), **began)
-    with _told(writer, setup.recipe):
-        costs = run(setup, path=path, writer=writer)
-        finish(setup, costs, path=path, writer=writer)
+        if course.stage is not None:
+            writer.stage = {"stage": course.stage.name, "sequence_length": setup.recipe.data.sequence_length}
+    return run(setup, path=path, writer=writer, course=course)
 
 
 @contextmanager
-def _teachers_told(setup: Setup) -> Iterator[None]:
+def _teachers_told(asked: RowSource | None) -> Iterator[None]:
     """Inside, teachers in other processes are at hand; afterwards they end too, well or not."""
-    asked = setup.loader.source
     if not isinstance(asked, AskedRows):
+        del asked  # a teacher of this stage, which the next one may not need
         yield
         return
     with asked.told_where_it_fails():
