@@ -15,7 +15,9 @@ from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
 from limbeck.spec.data import ChatTexts, Data, FileTexts
 
-TALK = messages(("user", "the état 🙂?"), ("assistant", "péace 漢字", "the wörld"), ("user", "and?"), ("assistant", "war", "hm 🙂"))
+TALK = messages(
+    ("user", "the état 🙂?"), ("assistant", "péace 漢字", "the wörld"), ("user", "and?"), ("assistant", "war", "hm 🙂")
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,9 @@ def test_the_tokens_of_a_body_decode_to_it(family: str, request: pytest.FixtureR
     found = encoded(tokenizer)
     assert found.tokens_T[0] == tokenizer.start_id
     assert found.tokens_T[-1] == tokenizer.end_id
-    shown = {body.number for body in found.chat.bodies} - ({1} if family == "harmony" else set())  # the earlier trace is dropped
+    shown = {body.number for body in found.chat.bodies} - (
+        {1} if family == "harmony" else set()
+    )  # the earlier trace is dropped
     for body in found.chat.bodies:
         if body.number in shown:
             assert text_of(tokenizer, found.tokens_T[found.bodies_T == body.number]) == body.text
@@ -93,7 +97,9 @@ def test_all_but_the_first_token_count_where_nothing_is_named(chatml: Tokenizer)
 
 
 def test_starts_and_ends_are_added_where_the_template_has_none(teacher_folder: Path, tmp_path: Path) -> None:
-    other = chat_tokenizer(teacher_folder, tmp_path, special=("<|a|>", "<|b|>", "<|im_start|>", "<|im_end|>"), template=THINKING)
+    other = chat_tokenizer(
+        teacher_folder, tmp_path, special=("<|a|>", "<|b|>", "<|im_start|>", "<|im_end|>"), template=THINKING
+    )
     (found,) = read_tokens([chat(TALK)], other, texts=None, loss_on=("assistant",), left=Left())
     text = text_of(other, found.tokens_T)
     assert (text[:17], text[-17:]) == ("<|a|><|im_start|>", "r<|im_end|>\n<|b|>")
