@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_tokenizers import GROUPS_OF_THREE, ONE_BY_ONE, byte_level, word_piece
 
 from limbeck.spec.load import load_recipe
 
@@ -221,3 +222,29 @@ def test_hours_of_an_on_policy_recipe_say_what_is_not_in_them(limbeck: Callable[
     changes = ("signal={kind: dense}", "objective={kind: reverse_kl}", "on_policy.max_new_tokens=64")
     assert "without what it takes to write the rollouts" in limbeck("show", "nano", *changes).out
     assert "rollouts" not in limbeck("show", "nano").out
+
+
+def test_two_tokenizers_beside_each_other(limbeck: Callable[..., Any], tmp_path: Path) -> None:
+    for name, pattern in (("three", GROUPS_OF_THREE), ("one", ONE_BY_ONE)):
+        byte_level(tmp_path / name, vocab_size=450, pattern=pattern)
+    (tmp_path / "mine.txt").write_text("12 laws of 345 peoples", encoding="utf-8")
+    pair = ("show", tmp_path / "one", "--beside", tmp_path / "three", "--texts", tmp_path / "mine.txt")
+    values = json.loads(limbeck(*pair, "--json").out)
+    assert list(values["domains"]) == ["prose", "code", "numbers", "yours"]
+    assert values["domains"]["yours"]["bytes"] == 22
+    assert values["student_digits"]["manner"] == "one by one"
+    assert "projected_kl rather than gold" in values["verdict"]
+    shown = limbeck(*pair).out
+    assert "digits: one one by one; three groups of up to" in shown
+    assert shown.rstrip().endswith(values["verdict"])
+
+
+def test_what_does_not_go_with_a_pair_of_tokenizers_is_one_line(limbeck: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    byte_level(folder, vocab_size=300)
+    assert "is for a recipe, and --beside" in limbeck("show", folder, "seed=1", "--beside", folder).complaint
+    assert "-o draws pruned models" in limbeck("show", folder, "--beside", folder, "-o", tmp_path / "x").complaint
+    assert "name the other one with --beside" in limbeck("show", folder, "--texts", "x.txt").complaint
+    assert "no tokenizer can be loaded from" in limbeck("show", folder, "--beside", tmp_path / "none").complaint
+    word_piece(tmp_path / "pieces")
+    assert "do not join to the bytes" in limbeck("show", folder, "--beside", tmp_path / "pieces").complaint

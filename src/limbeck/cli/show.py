@@ -1,4 +1,7 @@
-"""`limbeck show RECIPE`: a recipe resolved and priced. `limbeck show PRUNED`: what went of a model, and what stayed."""
+"""`limbeck show RECIPE`: a recipe resolved and priced. `limbeck show PRUNED`: what went of a model, and what stayed.
+
+`limbeck show TOKENIZER --beside OTHER`: how two tokenizers read the same texts.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +21,7 @@ from limbeck.cli.arguments import (
 )
 from limbeck.cli.output import emit, human
 from limbeck.cli.output import table as aligned
+from limbeck.cli.show_pair import show_pair
 from limbeck.cli.show_pruned import pruned_file, show_pruned
 from limbeck.errors import SpecError
 from limbeck.plan.devices import find_device, sustained_flops_per_second
@@ -38,8 +42,9 @@ def show(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A shipped recipe's name (`limbeck list`), a YAML file, a pruned model's folder, or the run of one.",
-            metavar="RECIPE|PRUNED",
+            help="A shipped recipe's name (`limbeck list`), a YAML file, a pruned model's folder, or the run of one; with "
+            "--beside, a tokenizer: a folder, a hub id, a run, or smollm2.",
+            metavar="RECIPE|PRUNED|TOKENIZER",
         ),
     ],
     overrides: Overrides = None,
@@ -49,12 +54,29 @@ def show(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Of a pruned model: also draw it, as PATH.svg and PATH.png.")
     ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            help="Another tokenizer, of a teacher: which tokens are equal, how much of a text both cut alike, digits.",
+            metavar="TOKENIZER",
+        ),
+    ] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option(help="With --beside: text files to compare the two on, too; repeat for more.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Parameters, FLOPs, bytes and hours of a recipe, without running or downloading anything.
 
-    Of a pruned model: which layers went, and what stayed of each of the others.
+    Of a pruned model: which layers went, and what stayed of each of the others. Of two tokenizers: how much of a text both cut
+    alike, and which objective that calls for.
     """
+    if beside is not None:
+        _require_a_pair_alone(overrides, output)
+        show_pair(recipe, beside, texts=texts, as_json=as_json)
+        return
+    if texts:
+        raise SpecError("--texts are for two tokenizers: name the other one with --beside")
     pruned = pruned_file(recipe)
     if pruned is not None:
         if overrides:
@@ -65,6 +87,13 @@ def show(
         raise SpecError(f"-o draws pruned models, and {recipe} is none: it has no {PRUNING}")
     speed = sustained_flops_per_second(find_device(device), utilisation=utilisation, count=devices)
     show_recipe(load_recipe(recipe, parse_overrides(overrides or [])), flops_per_second=speed, as_json=as_json)
+
+
+def _require_a_pair_alone(overrides: list[str] | None, output: Path | None) -> None:
+    if overrides:
+        raise SpecError(f"{overrides[0]} is for a recipe, and --beside for two tokenizers: leave one of them out")
+    if output is not None:
+        raise SpecError("-o draws pruned models, and --beside compares two tokenizers: leave one of them out")
 
 
 def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_json: bool) -> None:

@@ -13,7 +13,16 @@ from typing import Any, Literal
 from limbeck.errors import LimbeckError
 from limbeck.plan.accounting import teacher_parameters
 from limbeck.plan.config_sizes import head_dims, is_latent, kv_heads, layers, size, windows
-from limbeck.spec.signal import ChunksSignal, DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
+from limbeck.spec.signal import (
+    ChunksSignal,
+    DenseSignal,
+    HardSignal,
+    HybridSignal,
+    SampledSignal,
+    Signal,
+    TopKSignal,
+    TopPSignal,
+)
 
 HEAD_SHARE, DRAWN_SHARE = 0.5, 0.6
 """Bits of a row's most probable ids, or of its drawn ones, over those of as many ids chosen evenly: some are likelier."""

@@ -66,7 +66,9 @@ def within_pieces(rows: ChunkRows, lengths: Sequence[int], *, keep_ids: bool) ->
 
     `keep_ids`: of these positions too, as `signal.distribution=index` has them.
     """
-    offset_T = torch.cat([torch.arange(length, device=rows.tokens_T.device) for length in lengths]) if lengths else rows.tokens_T
+    offset_T = (
+        torch.cat([torch.arange(length, device=rows.tokens_T.device) for length in lengths]) if lengths else rows.tokens_T
+    )
     cut_T = rows.tokens_T > offset_T + 1
     changed: dict[str, Any] = {
         name: getattr(rows, name).masked_fill(cut_T, 0)

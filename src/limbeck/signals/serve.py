@@ -25,7 +25,16 @@ from limbeck.errors import StoreError
 from limbeck.signals.manifest import StoreIdentity
 from limbeck.signals.select import first_reaching
 from limbeck.signals.types import ChunkRows, HardRows, HybridRows, SampledRows, StoredRows, TopKRows, hard_rows
-from limbeck.spec.signal import ChunksSignal, HardSignal, HybridSignal, SampledSignal, Signal, StoredSignal, TopKSignal, TopPSignal
+from limbeck.spec.signal import (
+    ChunksSignal,
+    HardSignal,
+    HybridSignal,
+    SampledSignal,
+    Signal,
+    StoredSignal,
+    TopKSignal,
+    TopPSignal,
+)
 
 
 def check_can_serve(

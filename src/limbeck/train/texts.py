@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from limbeck.data.chat_template import with_chat_template
 from limbeck.data.counterpart import Counterpart, counterpart
 from limbeck.data.token_store import TokenStore, prepare
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
@@ -60,6 +61,7 @@ def open_texts(recipe: Recipe) -> Texts:
         _check_teacher_reads(files, tokenizer, name=recipe.data.tokenizer)
     if source is not None and source.model != tokenizer.folder:
         _check_reads(source, tokenizer, has_teacher=learns_ids)
+    tokenizer = with_chat_template(tokenizer, recipe.data.chat_template)
     train, heldout = prepare(recipe.data, tokenizer)
     across = None
     if crosses:
