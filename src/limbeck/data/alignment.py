@@ -45,7 +45,7 @@ def align(
 
     The start token is in no chunk, the end token is one by itself. With bodies (int32 of each token: the number of the message
     body that its bytes belong to, -1 for the template's) each body that both sides have is aligned by itself, and the special
-    token right after it is a chunk by itself; the template's other tokens are in none.
+    token right after it is a chunk by itself; the template's other tokens are in none. White space around a body may differ.
     """
     if student_bodies is None or teacher_bodies is None:
         spans = np.array([[1, len(student_tokens) - 1, 1, len(teacher_tokens) - 1]])
@@ -53,16 +53,16 @@ def align(
         spans = _common_bodies(student_bodies, teacher_bodies)
     found: list[np.ndarray] = []
     for s0, s1, t0, t1 in spans.tolist():
-        chunks_C4 = _align_span(student_tokens[s0:s1], teacher_tokens[t0:t1], student, teacher)
-        found.append(chunks_C4 + np.array([s0, s0, t0, t0]))
+        own, other = _Side(student_tokens[s0:s1], student), _Side(teacher_tokens[t0:t1], teacher)
+        found.append(_chunks(own, other, trimmed=student_bodies is not None) + np.array([s0, s0, t0, t0]))
         if _is_special(student_tokens, s1, student) and _is_special(teacher_tokens, t1, teacher):
             found.append(np.array([[s1, s1 + 1, t1, t1 + 1]]))
-    end = np.array([[len(student_tokens) - 1, len(student_tokens), len(teacher_tokens) - 1, len(teacher_tokens)]])
-    both_end = student_tokens[-1] == student.end_id and teacher_tokens[-1] == teacher.end_id
-    if both_end and not (found and (found[-1][-1:, [1, 3]] == end[:, [1, 3]]).any()):
-        found.append(end)
-    all_C4 = np.concatenate(found).astype(np.int64) if found else np.zeros((0, 4), dtype=np.int64)
-    return Alignment(*(np.ascontiguousarray(column_C) for column_C in all_C4.T))
+    all_C4 = np.concatenate(found)
+    ends = np.array([[len(student_tokens) - 1, len(student_tokens), len(teacher_tokens) - 1, len(teacher_tokens)]])
+    free = (all_C4[:, [1, 3]] < ends[0, [1, 3]]).all()
+    if free and student_tokens[-1] == student.end_id and teacher_tokens[-1] == teacher.end_id:
+        all_C4 = np.concatenate([all_C4, ends])
+    return Alignment(*(np.ascontiguousarray(column_C, dtype=np.int64) for column_C in all_C4.T))
 
 
 def _common_bodies(student_bodies: np.ndarray, teacher_bodies: np.ndarray) -> np.ndarray:
@@ -73,23 +73,45 @@ def _common_bodies(student_bodies: np.ndarray, teacher_bodies: np.ndarray) -> np
         for column, bodies in ((0, student_bodies), (2, teacher_bodies)):
             (places,) = np.nonzero(bodies == body)
             spans[row, column : column + 2] = places[0], places[-1] + 1
+    if not len(common) or (np.diff(spans, axis=0) <= 0).any():
+        raise DataError("the two chat templates have no message in common, or in another order: leave the chat out")
     return spans
 
 
-def _align_span(student_tokens: np.ndarray, teacher_tokens: np.ndarray, student: TokenBytes, teacher: TokenBytes) -> np.ndarray:
-    """int64 [C, 4]: the chunks of tokens that spell the same bytes, counted from the first."""
-    of_student, of_teacher = student.text_bytes(student_tokens.tolist()), teacher.text_bytes(teacher_tokens.tolist())
-    if of_student != of_teacher:
-        raise DataError(_difference(of_student, of_teacher))
-    ends_S = student.spelled_lengths_V[student_tokens].cumsum()
-    ends_T = teacher.spelled_lengths_V[teacher_tokens].cumsum()
-    common_C = np.intersect1d(ends_S, ends_T)
-    common_C = common_C[common_C > 0]
-    # A token without bytes ends where the one before it does, and goes into its chunk.
-    student_ends_C = np.searchsorted(ends_S, common_C, side="right")
-    teacher_ends_C = np.searchsorted(ends_T, common_C, side="right")
-    starts = [np.concatenate([[0], ends_C[:-1]])[: len(common_C)] for ends_C in (student_ends_C, teacher_ends_C)]
-    return np.stack([starts[0], student_ends_C, starts[1], teacher_ends_C], axis=1).astype(np.int64)
+class _Side:
+    """Some tokens of one of the two, and what they spell."""
+
+    def __init__(self, tokens: np.ndarray, of: TokenBytes) -> None:
+        self.content = of.text_bytes(tokens.tolist())
+        self.bounds = np.concatenate([[0], of.spelled_lengths_V[tokens].cumsum()])
+        """In bytes: where the first token begins, and where each ends."""
+
+
+def _chunks(own: _Side, other: _Side, *, trimmed: bool) -> np.ndarray:
+    """int64 [C, 4]: the chunks of tokens that spell the same bytes, counted from the first.
+
+    `trimmed`: white space around them may differ, since templates trim it, and tokens may reach into it: then chunks are within
+    what is not white space, and tokens that share no bound there are in none.
+    """
+    bounds_S, bounds_T = own.bounds, other.bounds
+    if own.content != other.content:
+        core = own.content.strip()
+        if not trimmed or core != other.content.strip():
+            raise DataError(_difference(own.content, other.content))
+        bounds_S = bounds_S - own.content.find(core)
+        bounds_T = bounds_T - other.content.find(core)
+        common = np.intersect1d(bounds_S, bounds_T)
+        common = common[(common >= 0) & (common <= len(core))]
+    else:
+        common = np.intersect1d(bounds_S, bounds_T)
+    columns = []
+    for bounds in (bounds_S, bounds_T):
+        # A token without bytes ends where the one before it does, and goes into its chunk.
+        ends = np.searchsorted(bounds, common, side="right") - 1
+        if len(ends):
+            ends[0] = np.searchsorted(bounds, common[0], side="left")
+        columns += [ends[:-1], ends[1:]]
+    return np.stack(columns, axis=1)
 
 
 def _is_special(tokens: np.ndarray, place: int, of: TokenBytes) -> bool:

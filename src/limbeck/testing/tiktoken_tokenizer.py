@@ -1,12 +1,12 @@
 """An encoding of `tiktoken` as a Hugging Face tokenizer, id for id, with all its special tokens.
 
 For tests and studies of GPT-OSS's o200k_harmony and OLMo's cl100k_base without a download from a hub. transformers has a
-converter; this one is here because that one puts special tokens at other ids where the encoding leaves ids out (cl100k_base has no
-100256), takes the possessive `{1,3}+` of newer patterns for a repetition (its engine, Oniguruma, has none), so that numerals are
-no longer grouped, and needs a file written by a package of its own.
+converter; this one is here because that one puts special tokens at other ids where the encoding leaves ids out (cl100k_base has
+no 100256), takes the possessive `{1,3}+` of newer patterns for a repetition (its engine, Oniguruma, has none, and numerals are
+no longer grouped), and needs a file written by a package of its own.
 
-A merge joins two tokens that make a third; where several pairs make it, tiktoken takes the leftmost one in the text, Hugging Face
-the one that is listed first. No text has been found on which they differ.
+A merge joins two tokens that make a third; where several pairs make it, tiktoken takes the leftmost one in the text, Hugging
+Face the one that is listed first. No text has been found on which they differ.
 """
 
 import re
