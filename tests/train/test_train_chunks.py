@@ -1,4 +1,4 @@
-"""Students of another tokenizer than their teacher's, from the recipe to the summary: live, from a store, killed and resumed."""
+"""Students of another tokenizer than their teacher's, from recipe to summary: live, from a store, killed and resumed."""
 
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,8 @@ def test_the_teachers_flops_are_those_of_its_own_tokens(across: dict[str, Any]) 
 
 def test_equal_tokenizers_are_fine(values: dict[str, Any]) -> None:
     """Chunks are tokens, the student takes as many logits as any other of this teacher, and is compared with it."""
-    values |= {"objective": {"kind": "alm"}, "signal": {"kind": "chunks", "live": True}, "budget": {"kind": "steps", "amount": 2}}
+    values |= {"objective": {"kind": "alm"}, "signal": {"kind": "chunks", "live": True}}
+    values["budget"] = {"kind": "steps", "amount": 2}
     setup = open_setup(recipe_of(values))
     (batch,) = setup.loader.step(0)
     assert bool((batch.rows.tokens_T == 1).all())
@@ -173,9 +174,9 @@ def test_bad_pairs_are_refused_before_anything_is_scored(
             open_setup(recipe) if changes else write_recipe_stores([recipe])
     with pytest.raises(LimbeckError, match=r"objective.kind=alm with signal.kind=chunks\), or .*`limbeck transplant`"):
         open_setup(recipe_of(across, objective={"kind": "forward_kl"}, signal={"kind": "topk", "live": True}))
-    with pytest.raises(LimbeckError, match="signal.kind=chunks is about documents of the texts"):
+    with pytest.raises(LimbeckError, match=r"signal\.kind=chunks is about documents of the texts"):
         recipe_of(across, signal=live(across), on_policy={})
-    with pytest.raises(LimbeckError, match="placement.kind=pool asks for rows of the student's own tokens"):
+    with pytest.raises(LimbeckError, match=r"placement\.kind=pool asks for rows of the student's own tokens"):
         recipe_of(across, signal=live(across), placement={"kind": "pool"})
 
 
@@ -207,7 +208,10 @@ def test_pieces_of_a_batch_hold_no_chunk_that_they_cut(across: dict[str, Any]) -
             inside_T = tokens_T[at : at + length]
             chunks = setup.texts.across.counterpart.alignment(piece.document)
             starts, ends = chunks.student_starts_C - 1, chunks.student_ends_C - 2
-            expected = {int(e - piece.start): int(e - s + 1) for s, e in zip(starts, ends, strict=True) if piece.start <= s and e < piece.stop}
+            inside = [
+                (s, e) for s, e in zip(starts.tolist(), ends.tolist(), strict=True) if piece.start <= s and e < piece.stop
+            ]
+            expected = {end - piece.start: end - start + 1 for start, end in inside}
             assert {int(row): int(inside_T[row]) for row in np.flatnonzero(inside_T)} == expected
             missing += int(((ends >= piece.start) & (ends < piece.stop)).sum()) - len(expected)
             at += length

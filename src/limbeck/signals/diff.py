@@ -24,7 +24,6 @@ Means carry a 95% bootstrap interval over documents; `standard_error` is what dr
 Shapes: T positions.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -16,7 +16,6 @@ where another store lies is refused. What was on its way out is removed once all
 machines that write a store for a URL together need a cache that they share (`LIMBECK_CACHE`).
 """
 
-import dataclasses
 import hashlib
 import json
 import tempfile

@@ -23,9 +23,9 @@ from limbeck.signals.codec import DamagedRowsError, Decoded, Piece, decode, row_
 from limbeck.signals.manifest import STORE_FILE, StoreIdentity, read_json, read_manifest
 from limbeck.signals.places import fetch_manifest, open_place
 from limbeck.signals.remote import damage_remedy, local_folder, looking_at
+from limbeck.signals.rows import within_pieces
 from limbeck.signals.serve import check_can_serve, narrow
 from limbeck.signals.shards import map_shard, model_of, read_index, verify_shard
-from limbeck.signals.rows import within_pieces
 from limbeck.signals.types import ChunkRows, StoredRows
 from limbeck.spec.signal import ChunksSignal, Signal, StoredSignal
 

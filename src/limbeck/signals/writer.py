@@ -9,7 +9,6 @@ took the same time to score it. A shard that is missing or damaged is pending, a
 publishing again makes the manifest anew where it speaks of other shards.
 """
 
-import dataclasses
 import json
 import re
 import time

@@ -114,8 +114,8 @@ class Recipe(Spec):
             return self
         if isinstance(self.signal, ChunksSignal):
             raise ValueError(
-                "signal.kind=chunks is about documents of the texts, and on_policy teaches what is written: remove on_policy, or "
-                "give the student the teacher's tokenizer (`limbeck transplant`)"
+                "signal.kind=chunks is about documents of the texts, and on_policy teaches what is written: remove on_policy, "
+                "or give the student the teacher's tokenizer (`limbeck transplant`)"
             )
         if not needs_teacher(self.objective) or self.signal is None or not self.signal.live:
             raise ValueError(
