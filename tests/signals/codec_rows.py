@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from limbeck.signals.codec import Encoded, Piece, encode
-from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows
-from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
+from limbeck.signals.types import ChunkRows, HardRows, HybridRows, SampledRows, SparseRows, TopKRows
+from limbeck.spec.signal import ChunksSignal, HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
 
 Documents = list[tuple[np.ndarray, SparseRows]]
 
@@ -70,8 +70,36 @@ def rows_for(signal: StoredSignal, rows: int, *, vocab: int, rng: np.random.Gene
             drawn_RN = skewed(rng, (rows, draws), vocab=vocab, power=power)
             drawn_RM, counts_RM = counted(drawn_RN, np.where(rng.random(rows) < 0.1, 0, draws))
             return HybridRows(ids_RK, log_probs_RK, tail_R, drawn_RM, counts_RM, entropy_R)
+        case ChunksSignal():
+            return chunk_rows(signal, rows, vocab=vocab, rng=rng)
         case HardSignal():
             return HardRows(torch.from_numpy(rng.integers(0, vocab, rows)))
+
+
+def chunk_rows(signal: ChunksSignal, rows: int, *, vocab: int, rng: np.random.Generator) -> ChunkRows:
+    """Chunks of a few of the student's tokens and of any number of the teacher's, some far less probable than others."""
+    tokens_R = np.zeros(rows, dtype=np.int64)
+    ends = np.flatnonzero(rng.random(rows) < 0.6)
+    tokens_R[ends] = rng.integers(1, np.diff(ends, prepend=-1) + 1)
+    is_end_R = tokens_R > 0
+    ids_RK, log_probs_RK, tail_R = head(rng, rows, most=signal.k, vocab=vocab, whole=False)
+    has_ids_R = is_end_R & (signal.distribution != "none")
+    has_ids_R |= (rng.random(rows) < 0.5) & (signal.distribution == "index")
+    log_probs_RK[~torch.from_numpy(has_ids_R)] = -torch.inf
+
+    def nats() -> Tensor:
+        return torch.from_numpy(np.where(is_end_R, -rng.exponential(rng.choice([0.01, 4, 3000], rows)), 0).astype(np.float32))
+
+    return ChunkRows(
+        torch.from_numpy(tokens_R),
+        torch.from_numpy(np.where(is_end_R, 1 + rng.poisson(0.7, rows) * rng.choice([1, 300], rows), 0)),
+        nats(),
+        nats(),
+        nats(),
+        torch.where(log_probs_RK > -torch.inf, ids_RK, 0),
+        log_probs_RK,
+        torch.where(torch.from_numpy(has_ids_R), tail_R, 0),
+    )
 
 
 def documents_for(signal: StoredSignal, lengths: list[int], *, vocab: int, seed: int, power: float = 4.0) -> Documents:

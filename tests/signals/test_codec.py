@@ -13,8 +13,8 @@ from torch import Tensor
 
 from limbeck.signals.codec import Piece, decode, encode, row_checks
 from limbeck.signals.rows import concatenate
-from limbeck.signals.types import HardRows, HybridRows, SampledRows, SparseRows, TopKRows
-from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
+from limbeck.signals.types import ChunkRows, HardRows, HybridRows, SampledRows, SparseRows, TopKRows
+from limbeck.spec.signal import ChunksSignal, HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
 
 # Half a step of the curve |log p| = (e^(s d) - 1) / 4 whose step 255 is 63 nats, in nats per nat of 1/4 + |log p|; and a little
 # for float32.
@@ -39,6 +39,9 @@ SIGNALS: list[StoredSignal] = [
     HybridSignal(k=3, draws=5),
     HybridSignal(k=3, draws=5, values="uint8"),
     HardSignal(),
+    ChunksSignal(),
+    ChunksSignal(distribution="last", k=6),
+    ChunksSignal(distribution="index", k=3),
 ]
 
 
@@ -86,13 +89,26 @@ def require_head(read: TopKRows | HybridRows, written: TopKRows | HybridRows, *,
     assert (read.tail_T[written.tail_T == 0] == 0).all()
 
 
+def require_same_chunks(read: ChunkRows, written: ChunkRows) -> None:
+    """Counts exactly; log-probs to 11 significant bits, zeros as they are."""
+    assert torch.equal(read.tokens_T, written.tokens_T)
+    assert torch.equal(read.teacher_tokens_T, written.teacher_tokens_T)
+    for name in ("log_prob_T", "before_T", "boundary_T"):
+        torch.testing.assert_close(getattr(read, name), getattr(written, name), rtol=2**-11, atol=2**-25)
+    heads = [TopKRows(rows.ids_TK, rows.log_probs_TK, rows.tail_T, torch.zeros(0)) for rows in (read, written)]
+    require_head(heads[0], heads[1], values="float16")
+
+
 def require_same(read: SparseRows, written: SparseRows, *, signal: StoredSignal, vocab: int) -> None:
     """Exact where it is said to be, within the stated errors elsewhere."""
     assert type(read) is type(written)
     if isinstance(read, HardRows) and isinstance(written, HardRows):
         assert torch.equal(read.ids_T, written.ids_T)
         return
-    assert not isinstance(read, HardRows) and not isinstance(written, HardRows)
+    if isinstance(read, ChunkRows) and isinstance(written, ChunkRows):
+        require_same_chunks(read, written)
+        return
+    assert not isinstance(read, HardRows | ChunkRows) and not isinstance(written, HardRows | ChunkRows)
     torch.testing.assert_close(
         read.entropy_T, written.entropy_T, rtol=half_entropy_step(vocab), atol=half_entropy_step(vocab) / 25
     )

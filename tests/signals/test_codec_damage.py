@@ -9,8 +9,8 @@ import torch
 from codec_rows import documents_for, encoded, whole
 
 from limbeck.signals.codec import DamagedRowsError, Decoded, Piece, decode
-from limbeck.signals.types import HardRows, HybridRows, SampledRows, TopKRows
-from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
+from limbeck.signals.types import ChunkRows, HardRows, HybridRows, SampledRows, TopKRows
+from limbeck.spec.signal import ChunksSignal, HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
 
 VOCAB = 700
 SIGNALS: list[StoredSignal] = [
@@ -20,6 +20,7 @@ SIGNALS: list[StoredSignal] = [
     TopPSignal(cap=12, values="uint8"),
     HybridSignal(k=4, draws=9),
     HardSignal(),
+    ChunksSignal(distribution="last", k=8),
 ]
 
 
@@ -39,6 +40,12 @@ def require_rows_of(decoded: Decoded, piece: Piece, signal: StoredSignal) -> Non
             if "ids" in name or name == "top1_T":
                 assert not value.numel() or 0 <= int(value.min()) <= int(value.max()) < VOCAB, name
     if isinstance(rows, HardRows):
+        return
+    if isinstance(rows, ChunkRows):
+        assert bool((rows.tokens_T <= torch.arange(1, count + 1) + piece.start).all())
+        assert bool(((rows.tokens_T > 0) == (rows.teacher_tokens_T > 0)).all())
+        for nats in (rows.log_prob_T, rows.before_T, rows.boundary_T, rows.log_probs_TK):
+            assert bool((nats <= 0).all())
         return
     assert bool(((rows.entropy_T >= 0) & (rows.entropy_T <= np.log(VOCAB) + 1e-5)).all())
     if isinstance(rows, SampledRows) and isinstance(signal, SampledSignal):

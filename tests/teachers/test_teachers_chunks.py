@@ -5,7 +5,6 @@ The student's tokenizer has other merges than the teacher's; texts hold digits, 
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest

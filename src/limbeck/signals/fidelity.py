@@ -116,8 +116,8 @@ def fidelity(
 ) -> Fidelity:
     """The budget of a store, every row read once. `progress` is given (rows done, rows in all).
 
-    Raises `StoreError` for a store of `hard` or `chunks`, which holds no distribution over tokens, and where the reference speaks of other tokens or at
-    another temperature.
+    Raises `StoreError` for a store of `hard` or `chunks`, which holds no distribution over tokens, and where the reference
+    speaks of other tokens or at another temperature.
     """
     signal = store.signal
     if isinstance(signal, HardSignal):

@@ -1,6 +1,7 @@
 """What a teacher says about a run of positions, in memory.
 
-Row t speaks of the token that follows position t; of a teacher with another tokenizer, of the chunk of text that ends with it. Shapes: T positions, K ids of a row, V vocabulary, E teacher's width.
+Row t speaks of the token that follows position t; of a teacher with another tokenizer, of the chunk of text that ends with it.
+Shapes: T positions, K ids of a row, V vocabulary, E teacher's width.
 Sparse signals are one thing to an objective: a probability for each of a few ids and the mass outside them (`SparseTarget`).
 """
 
@@ -55,7 +56,7 @@ class HardRows:
 
 @dataclass(frozen=True)
 class ChunkRows:
-    """What a teacher of another tokenizer says, at the student's positions: row t speaks of the chunk that ends with token t + 1.
+    """What a teacher of another tokenizer says, at the student's positions: row t is of the chunk that ends with token t + 1.
 
     A chunk is the shortest run of text that both tokenizations bound. It never spans two pieces: of one that a piece cuts there
     is no row. Where no chunk ends, numbers are 0 and there are no ids, but for `signal.distribution=index`, whose ids are at

@@ -1,7 +1,6 @@
 """Who reads which signal store: every stage of every recipe is a reader, of a path that may hold the texts of several."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from limbeck.errors import SpecError
 from limbeck.signals.places import is_published

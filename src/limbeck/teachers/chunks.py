@@ -1,7 +1,7 @@
 """From a teacher's logits over its own tokens to rows of chunks at a student's positions.
 
-The teacher reads a document in its own tokens, through windows of them. Of every position the log-prob of the token that follows
-and the mass of next tokens that begin anew (white space, or the end) are kept, two numbers; of the positions that
+The teacher reads a document in its own tokens, through windows of them. Of every position the log-prob of the token that
+follows and the mass of next tokens that begin anew (white space, or the end) are kept, two numbers; of the positions that
 `signal.distribution` speaks of, the most probable ids. A few hundred rows of logits are held at a time: a chunk whose mean of
 log-probs is wanted and that goes on in the next rows leaves one row of sums.
 

@@ -1,7 +1,7 @@
 """A teacher of another tokenizer inside the training loop: the same rows of chunks as a store would give, made when asked for.
 
-The documents that a batch touches are read in the teacher's own tokens, in the whole windows that hold the chunks of its pieces,
-so a live and a cached run differ in nothing but where the rows come from.
+The documents that a batch touches are read in the teacher's own tokens, in the whole windows that hold the chunks of its
+pieces, so a live and a cached run differ in nothing but where the rows come from.
 """
 
 from collections.abc import Sequence

@@ -6,9 +6,9 @@ from limbeck.signals.store import SignalStore
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.start import yarns
+from limbeck.train.checks import check_reads_whole, check_store
 from limbeck.train.course import Course
 from limbeck.train.prompts import open_prompts
-from limbeck.train.checks import check_reads_whole, check_store
 from limbeck.train.setup import Setup
 from limbeck.train.texts import Texts, first_process_first
 

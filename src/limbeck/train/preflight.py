@@ -138,7 +138,7 @@ def _held(batch: Batch) -> Tensor:
 
 
 def _places(length: int, rows: SignalRows | None) -> Tensor:
-    """N of so many positions: as far apart as they can be, but of chunks the first, which keep together what is of one chunk."""
+    """N of so many positions: as far apart as they can be, but the first ones where chunks have to stay together."""
     number = min(POSITIONS, length)
     return torch.arange(number) if isinstance(rows, ChunkRows) else torch.linspace(0, length - 1, number).long()
 

@@ -168,11 +168,11 @@ def _opened(
     width = int(from_first(width, processes, device))
     recipe = with_vocabulary(recipe, texts, teacher_width=width or None, start=start or dense)
     assert recipe.student.vocab_size is not None
+    if texts.across is not None and reference is not None and len(reference.head_VE) != recipe.student.vocab_size:
+        reference = None  # the same tokens, and another number of logits
     stream = open_stream(recipe.data, texts.train, seed=recipe.seed)
     share = counted_share(stream, texts.train)
     _say_how_it_packs(recipe, stream)
-    if texts.across is not None and reference is not None and len(reference.head_VE) != recipe.student.vocab_size:
-        reference = None  # the same tokens, and another number of logits
     sequences = recipe.batch.sequences
     if sequences % processes.world_size:
         raise SpecError(f"batch.sequences={sequences} is not a multiple of the {processes.world_size} processes")

@@ -97,7 +97,7 @@ def read_columns(packed: bytes, *, num_rows: int) -> Columns:
     except zlib.error as error:
         raise DamagedRowsError(f"its columns cannot be read ({error})") from error
     number, rest = divmod(len(content), _BYTES_OF_A_CHUNK)
-    if rest or not reader.eof or number > num_rows:
+    if rest or not reader.eof or reader.unused_data or number > num_rows:
         raise DamagedRowsError("its columns are not those of its rows")
     values, at = {}, 0
     for name, width in [*((name, 4) for name in _COUNTS), *((name, 2) for name in _NATS)]:
@@ -106,7 +106,7 @@ def read_columns(packed: bytes, *, num_rows: int) -> Columns:
         at += width * number
     ends_C = values["gap"].cumsum() - 1
     tokens_C = values["tokens"]
-    fits = (values["gap"] > 0).all() and (ends_C < num_rows).all() and ((tokens_C > 0) & (tokens_C <= ends_C + 1)).all()
+    fits = (values["gap"] > 0).all() and (ends_C < num_rows).all() and ((tokens_C > 0) & (tokens_C <= values["gap"])).all()
     if not fits or not (values["teacher_tokens"] > 0).all() or any((values[name] > 0x7BFF).any() for name in _NATS):
         raise DamagedRowsError("its columns are not those of chunks")
 
