@@ -21,6 +21,7 @@ from limbeck.cli import (
     show,
     study,
     train,
+    transplant,
 )
 from limbeck.errors import LimbeckError
 
@@ -35,6 +36,7 @@ app.add_typer(cache.app, name="cache", help="Signal stores: write, describe, che
 app.command("train")(train.train_recipe)
 app.command("eval")(evaluate.evaluate_model)
 app.command("prune")(prune.prune)
+app.command("transplant")(transplant.transplant)
 app.command("quantise")(quantise.quantise)
 app.command("export")(export.export)
 app.add_typer(artifact.app, name="artifact", help="A student in one small file: write it, and measure what rounding cost.")
