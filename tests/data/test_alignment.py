@@ -240,3 +240,27 @@ def test_a_token_without_bytes_goes_with_the_one_before_it_or_the_first_chunk() 
     assert found.student_ends_C.tolist() == [4, 5, 6]
     assert found.teacher_starts_C.tolist() == [1, 3, 4]
     assert found.teacher_ends_C.tolist() == [3, 4, 5]
+
+
+def test_of_a_message_white_space_may_differ_and_is_then_in_no_chunk() -> None:
+    """Ids 0 (start), 1 "a", 2 " ", 3 newline, 4 (end), 5 "a" with a newline behind it, 6 "bb"."""
+    content = (b"", b"a", b" ", b"\n", b"", b"a\n", b"bb")
+    of = TokenBytes(content, content, 0, 4, None, np.array([one == b"" for one in content]), np.zeros(7, dtype=bool))
+
+    def spans(own: list[int], other: list[int]) -> list[list[int]]:
+        bodies = [np.array([-1, *[0] * (len(each) - 2), -1]) for each in (own, other)]
+        arrays = [np.array(each) for each in (own, other)]
+        found = align(*arrays, student=of, teacher=of, student_bodies=bodies[0], teacher_bodies=bodies[1])
+        return np.stack(list(vars(found).values()), axis=1).tolist()
+
+    # "bba" and a newline, beside "bba" and two spaces: what is behind is not compared, though both have a bound there.
+    assert spans([0, 6, 1, 3, 4], [0, 6, 1, 2, 2, 4]) == [[1, 2, 1, 2], [2, 3, 2, 3], [4, 5, 5, 6]]
+    # The last letter is in one token with the template's newline: "bb" is a chunk, the letter is in none.
+    assert spans([0, 6, 5, 4], [0, 2, 6, 1, 4]) == [[1, 2, 2, 3], [3, 4, 4, 5]]
+    with pytest.raises(DataError, match="differ at byte 1"):
+        spans([0, 1, 6, 4], [0, 1, 1, 4])
+    with pytest.raises(DataError, match="no message in common"):
+        align(
+            np.array([0, 1, 4]), np.array([0, 1, 4]), student=of, teacher=of,
+            student_bodies=np.array([-1, 0, -1]), teacher_bodies=np.array([-1, 1, -1]),
+        )  # fmt: skip

@@ -22,6 +22,7 @@ from limbeck.cli import (
     study,
     teach_text,
     train,
+    transplant,
 )
 from limbeck.errors import LimbeckError
 
@@ -37,6 +38,7 @@ app.command("train")(train.train_recipe)
 app.command("teach-text")(teach_text.teach_text)
 app.command("eval")(evaluate.evaluate_model)
 app.command("prune")(prune.prune)
+app.command("transplant")(transplant.transplant)
 app.command("quantise")(quantise.quantise)
 app.command("export")(export.export)
 app.add_typer(artifact.app, name="artifact", help="A student in one small file: write it, and measure what rounding cost.")
