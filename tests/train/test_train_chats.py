@@ -92,8 +92,9 @@ def text_of_assistant(tokens: list[int], tokenizer: Any) -> list[bool]:
     return found
 
 
+@torch.no_grad()
 def nats_by_hand(setup: Setup, document: np.ndarray) -> tuple[Tensor, Tensor]:
-    """float64: of each target that counts its negative log-likelihood, and the student's log-probs there, by that chat alone."""
+    """float64: of each target that counts its negative log-likelihood, and the student's log-probs there; the chat alone."""
     tokens = torch.from_numpy(document.astype(np.int64))
     student = setup.student.double()
     log_probs = student.logits(student(tokens[None, :-1]).hidden_BTD[0]).log_softmax(-1)
