@@ -254,6 +254,12 @@ class Recipe(Spec):
         return tuple(dict.fromkeys(recipe.store_path for _, recipe in self.stages if recipe.uses_store))
 
     @property
+    def read_by_teacher(self) -> tuple[Any, ...]:
+        """What a store's rows are about: recipes of which this is equal are served by one pass of the teacher."""
+        data = self.data
+        return self.teacher, data.train, data.heldout, data.tokenizer, data.chat_template
+
+    @property
     def last_stage(self) -> "Recipe":
         """The recipe of the last stage: its lengths and positions are the student's."""
         return self.stages[-1][1]

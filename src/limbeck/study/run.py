@@ -34,7 +34,7 @@ from limbeck.study.launch import run_tasks, slots_of
 from limbeck.study.needs import check_evals
 from limbeck.study.outcomes import forget_outcome, keep_outcome, read_outcomes
 from limbeck.study.report import keep_study, write_report_of
-from limbeck.study.store_readers import may_lack_rows, readers_of, stores_of, texts_read
+from limbeck.study.store_readers import may_lack_rows, readers_of, stores_of
 from limbeck.study.tasks import FIDELITY, Outcome, Task
 
 
@@ -177,7 +177,7 @@ def check_stores(cells: Cells) -> None:
         for path, signal in stores_of([cell.recipe]).items():
             if is_published(path):
                 continue
-            asked = (signal, [texts_read(reader) for reader in readers_of([cell.recipe]) if reader.store_path == path])
+            asked = (signal, [reader.read_by_teacher for reader in readers_of([cell.recipe]) if reader.store_path == path])
             first, other = written.setdefault(path, (name, asked))
             if other != asked:
                 raise SpecError(

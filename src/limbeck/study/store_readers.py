@@ -1,7 +1,6 @@
 """Who reads which signal store: every stage of every recipe is a reader, of a path that may hold the texts of several."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from limbeck.errors import SpecError
 from limbeck.signals.places import is_published
@@ -24,17 +23,11 @@ def stores_of(recipes: Iterable[Recipe]) -> dict[str, StoredSignal]:
     return found
 
 
-def texts_read(recipe: Recipe) -> tuple[Any, ...]:
-    """What a store's documents depend on: recipes of which this is equal are served by one pass of the teacher."""
-    data = recipe.data
-    return recipe.teacher, data.train, data.heldout, data.tokenizer, data.chat_template
-
-
 def passes_of(readers: Iterable[Recipe]) -> list[list[Recipe]]:
     """Those that one pass of the teacher serves, together, in the order of their firsts."""
     passes: list[list[Recipe]] = []
     for reader in readers:
-        same = next((each for each in passes if texts_read(each[0]) == texts_read(reader)), None)
+        same = next((each for each in passes if each[0].read_by_teacher == reader.read_by_teacher), None)
         if same is None:
             passes.append([reader])
         else:

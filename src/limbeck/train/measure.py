@@ -30,9 +30,9 @@ SERVED = "served"
 def measure(setup: Setup, *, dtype: torch.dtype, last: bool = False) -> HeldOut:
     """The student on the held-out documents, in windows of its own sequence length that do not overlap.
 
-    On the way it is measured in the precision of training, which is quick. The `last` time, and where it is kept, it is measured
-    in float32, as `limbeck eval` does; the last time beside the teacher. Where the student is sharded all processes call it, and
-    read the same.
+    On the way it is measured in the precision of training, which is quick. The `last` time, and where it is kept, it is
+    measured in float32, as `limbeck eval` does; the last time beside the teacher. Where the student is sharded all processes
+    call it, and read the same.
     """
     with head_gathered(setup.student):
         return evaluate(
