@@ -110,13 +110,21 @@ def _measure(artifact: Path, folder: Path, *, recipe: str, context: Context) -> 
     own, own_spec, own_vocabulary = hf.load(folder)
     if (spec, vocab_size) != (own_spec, own_vocabulary):
         raise LimbeckError(f"{artifact} is not of the student in {folder}: name its run with --run")
-    texts = load_recipe(recipe).data.heldout
+    data = load_recipe(recipe).data
     with TemporaryDirectory() as temporary:
         copies = {"before": own, "after": rounded}
         for name, student in copies.items():
             hf.save(student, spec=spec, folder=Path(temporary) / name, max_positions=context.window, tokenizer_folder=folder)
         before, after = (
-            evaluate_model(f"{temporary}/{name}", texts=texts, context=context, teacher=None, dtype="float32")
+            evaluate_model(
+                f"{temporary}/{name}",
+                texts=data.heldout,
+                context=context,
+                teacher=None,
+                dtype="float32",
+                loss_on=data.loss_on,
+                chat_template=data.chat_template,
+            )
             for name in copies
         )
     return before, after

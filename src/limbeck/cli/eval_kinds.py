@@ -46,6 +46,8 @@ def show_kinds(
         heldout=texts_of(chosen, texts),
         teacher=chosen.teacher if chosen is not None else None,
         sequence_length=chosen.data.sequence_length if chosen is not None else None,
+        loss_on=chosen.data.loss_on if chosen is not None else None,
+        chat_template=chosen.data.chat_template if chosen is not None else None,
         # Rounding a student's float32 weights would change what it says.
         dtype="float32" if is_run(target) or is_kept(target) else "auto",
     )

@@ -142,6 +142,8 @@ def _bits_per_byte(
         texts=read,
         context=reading,
         teacher=chosen.teacher if chosen is not None and chosen.evaluation.kl_to_teacher else None,
+        loss_on=chosen.data.loss_on if chosen is not None else None,
+        chat_template=chosen.data.chat_template if chosen is not None else None,
         # Rounding a student's float32 weights would change its bits per byte.
         dtype="float32" if is_run(target) or is_kept(target) else "auto",
     )

@@ -77,6 +77,7 @@ def _arm(name: str, teacher: Teacher) -> Teacher:
 
 def _measure(recipe: Recipe, reference: Teacher, arms: dict[str, Teacher], *, texts: Texts) -> "Table":
     from limbeck.compute import pick_device
+    from limbeck.data.chat_template import with_chat_template
     from limbeck.data.token_store import prepare_texts
     from limbeck.data.tokenizers import load_tokenizer
     from limbeck.evals.quantisation import compare, whole_text_ends
@@ -84,7 +85,8 @@ def _measure(recipe: Recipe, reference: Teacher, arms: dict[str, Teacher], *, te
 
     files = locate(reference)
     tokenizer = load_tokenizer(files.model, revision=files.hub_revision, trust_remote_code=files.trust_remote_code)
-    store = prepare_texts(texts, tokenizer, title="held-out")
+    tokenizer = with_chat_template(tokenizer, recipe.data.chat_template)
+    store = prepare_texts(texts, tokenizer, title="held-out", loss_on=recipe.data.loss_on)
     return compare(reference, arms, store=store, ends=whole_text_ends(texts), device=pick_device(recipe.device))
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.data.packing import Piece, TokenStream
+from limbeck.data.packing import Piece, SequenceStream
 from limbeck.data.token_store import TokenStore
-from limbeck.signals.rows import split
+from limbeck.signals.rows import rows_at, split
 from limbeck.signals.types import DenseRows, SignalRows
 
 PREFETCH = 2
@@ -65,14 +65,15 @@ class Batch:
     targets_BT: Tensor
     positions_BT: Tensor
     segments_BT: Tensor | None
-    """Which document each position belongs to, counted within its sequence; None where every sequence is one text."""
+    """Which document each position belongs to, counted within its sequence, -1 where there is none; None where every sequence
+    is one text."""
     rows: SignalRows | None
     pieces: tuple[Piece, ...]
     bytes_read: int = 0
     """Of what was read in one go with other batches, its share."""
     tokens_scored: int = 0
     mask_BT: Tensor | None = None
-    """True where a position counts; None: everywhere."""
+    """True where a position counts; None: everywhere. Of chats, targets may not; padding never does."""
     sampled_log_probs_BT: Tensor | None = None
     """float32: what the targets had of whoever drew them, in nats; 0 where nobody did."""
     tokens_generated: int = 0
@@ -98,7 +99,7 @@ class Loader:
         self,
         store: TokenStore,
         *,
-        stream: TokenStream,
+        stream: SequenceStream,
         packing: str,
         sequences: int,
         micro_sequences: int,
@@ -162,22 +163,49 @@ class Loader:
         self, sequences: Sequence[Sequence[Piece]], rows: SignalRows | None, *, bytes_read: int = 0, tokens_scored: int = 0
     ) -> Batch:
         arrays = [self._sequence(pieces) for pieces in sequences]
-        tokens, targets, positions, segments = (torch.from_numpy(np.stack(column)) for column in zip(*arrays, strict=True))
+        columns = (torch.from_numpy(np.stack(column)) for column in zip(*arrays, strict=True))
+        tokens, targets, positions, segments, mask = columns
         pieces = tuple(piece for sequence in sequences for piece in sequence)
-        single = len(pieces) == len(sequences) or self.packing == "plain"
-        visible = None if single else segments
-        return Batch(tokens, targets, positions, visible, rows, pieces, bytes_read=bytes_read, tokens_scored=tokens_scored)
+        padding = int((segments < 0).sum())
+        single = (len(pieces) == len(sequences) and not padding) or self.packing == "plain"
+        return Batch(
+            tokens,
+            targets,
+            positions,
+            None if single else segments,
+            _beside(rows, segments),
+            pieces,
+            bytes_read=bytes_read,
+            tokens_scored=tokens_scored,
+            mask_BT=mask if self.masks else None,
+            padding=padding,
+        )
 
-    def _sequence(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        tokens = np.concatenate([self.store.document(piece.document)[piece.start : piece.stop] for piece in pieces])
-        targets = np.concatenate([self.store.document(piece.document)[piece.start + 1 : piece.stop + 1] for piece in pieces])
+    @property
+    def masks(self) -> bool:
+        """Whether some positions may have no loss: then how many do is counted in every step."""
+        return self.store.has_masks or self.stream.padding_share > 0
+
+    def _sequence(self, pieces: Sequence[Piece]) -> tuple[np.ndarray, ...]:
+        """Tokens, targets, positions, segments and mask; at the end, where pieces leave room, token 0 in segment -1."""
+        documents = [self.store.document(piece.document) for piece in pieces]
         lengths = [piece.stop - piece.start for piece in pieces]
+        room = self.stream.sequence_length - sum(lengths)
+        empty = np.zeros(room, dtype=np.int64)
+        tokens = [document[piece.start : piece.stop] for document, piece in zip(documents, pieces, strict=True)]
+        targets = [document[piece.start + 1 : piece.stop + 1] for document, piece in zip(documents, pieces, strict=True)]
         if self.packing == "plain":
-            positions = np.arange(len(tokens))
+            positions = np.arange(self.stream.sequence_length)
         else:
-            positions = np.concatenate([np.arange(length) for length in lengths])
-        segments = np.repeat(np.arange(len(pieces)), lengths)
-        return tokens.astype(np.int64), targets.astype(np.int64), positions, segments
+            positions = np.concatenate([np.arange(length) for length in [*lengths, room]])
+        segments = np.repeat([*range(len(pieces)), -1], [*lengths, room])
+        mask = np.concatenate([*(self._counted(piece) for piece in pieces), empty.astype(bool)])
+        both = (np.concatenate([*found, empty]).astype(np.int64) for found in (tokens, targets))
+        return *both, positions, segments, mask
+
+    def _counted(self, piece: Piece) -> np.ndarray:
+        counted = self.store.counted(piece.document)
+        return np.ones(piece.stop - piece.start, dtype=bool) if counted is None else counted[piece.start + 1 : piece.stop + 1]
 
     def steps(self, first: int) -> Generator[list[Batch], None, None]:
         """Micro-batches of step `first`, `first + 1`, … without end. Steps are read in groups, the same ones from any start."""
@@ -204,6 +232,14 @@ class Loader:
     def _steps_at_once(self) -> int:
         rows = self.sequences // self.world_size * self.stream.sequence_length
         return 1 if self.source is None else max(1, ROWS_AT_ONCE // rows)
+
+
+def _beside(rows: SignalRows | None, segments_BT: Tensor) -> SignalRows | None:
+    """The rows of all positions from those that hold something; padding gets those of another, which count nowhere."""
+    held_T = segments_BT.flatten() >= 0
+    if rows is None or bool(held_T.all()):
+        return rows
+    return rows_at(rows, (held_T.cumsum(0) - 1).clamp(min=0))
 
 
 def _ahead(make: Callable[[int], list[list[Batch]]], first: int) -> Generator[list[list[Batch]], None, None]:

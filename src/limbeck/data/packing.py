@@ -7,6 +7,7 @@ epoch, nothing is padded, and sequence i can be found without reading the ones b
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,42 @@ class Piece:
     stop: int
 
 
+class SequenceStream(Protocol):
+    """Sequences without end, each found by its number."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions of a sequence."""
+        ...
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Positions that are read until all documents have been."""
+        ...
+
+    @property
+    def padding_share(self) -> float:
+        """Of all positions, those that hold nothing."""
+        ...
+
+    @property
+    def left_out(self) -> int:
+        """Documents that are never read, being too long."""
+        ...
+
+    def documents(self) -> np.ndarray:
+        """The numbers of the documents that are read."""
+        ...
+
+    def distinct_rows(self, read: float) -> float:
+        """Of so many positions from the beginning on, how many are different."""
+        ...
+
+    def sequence(self, index: int) -> list[Piece]:
+        """The pieces of sequence `index`, in order; they may leave room at its end."""
+        ...
+
+
 class TokenStream:
     """The endless stream of positions over documents of the given lengths (in tokens)."""
 
@@ -28,6 +65,7 @@ class TokenStream:
         self.rows_per_epoch = int(self.rows.sum())
         self.sequence_length = sequence_length
         self.seed = seed
+        self.padding_share, self.left_out = 0.0, 0
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def sequence(self, index: int) -> list[Piece]:
@@ -46,6 +84,14 @@ class TokenStream:
             begin += length
             needed -= length
         return pieces
+
+    def documents(self) -> np.ndarray:
+        """The numbers of the documents that are read: all."""
+        return np.arange(len(self.rows))
+
+    def distinct_rows(self, read: float) -> float:
+        """Of so many positions from the beginning on, how many are different."""
+        return min(read, self.rows_per_epoch)
 
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self.rows))

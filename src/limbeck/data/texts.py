@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from importlib import metadata
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import DataError
-from limbeck.spec.data import DatasetTexts, FileTexts, SotuTexts, Texts
+from limbeck.spec.data import ChatTexts, DatasetTexts, FileTexts, PlainTexts, SotuTexts, Texts
 
 PLAIN_SUFFIXES = {".txt", ".md", ".rst", ".text"}
 
@@ -39,7 +39,7 @@ def document(text: str, *, source: str) -> Document:
     return Document(hashlib.blake2b(encoded, digest_size=16).hexdigest(), text, len(encoded))
 
 
-def read_documents(texts: Texts) -> Iterator[Document]:
+def read_documents(texts: PlainTexts) -> Iterator[Document]:
     """The documents of a source, in its order, without repeats and without empty ones."""
     seen: set[str] = set()
     for source, text in _read_texts(texts):
@@ -75,20 +75,21 @@ def split(text: str, *, max_bytes: int | None) -> list[str]:
 def fingerprint(texts: Texts) -> dict[str, Any]:
     """What tells whether a source has changed since it was tokenised, without reading it."""
     match texts:
-        case SotuTexts() | FileTexts():
-            paths = [Path(path) for path in (sotu_files(texts) if isinstance(texts, SotuTexts) else _matching_files(texts))]
+        case SotuTexts() | FileTexts() | ChatTexts():
+            found = sotu_files(texts) if isinstance(texts, SotuTexts) else matching_files(texts.paths)
+            paths = [Path(path) for path in found]
             return {"files": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]}
         case DatasetTexts():
             return {"datasets": _package_version("datasets")}
 
 
-def _read_texts(texts: Texts) -> Iterator[tuple[str, str]]:
+def _read_texts(texts: PlainTexts) -> Iterator[tuple[str, str]]:
     match texts:
         case SotuTexts():
             for path in sotu_files(texts):
                 yield path, _read_plain(Path(path))
         case FileTexts():
-            for path in _matching_files(texts):
+            for path in matching_files(texts.paths):
                 yield from _read_file(Path(path), field=texts.field)
         case DatasetTexts():
             yield from _read_dataset(texts)
@@ -105,9 +106,10 @@ def sotu_files(texts: SotuTexts) -> list[str]:
     return [str(path) for path in sorted(folder.glob("*.txt")) if texts.first_year <= int(path.name[:4]) <= texts.last_year]
 
 
-def _matching_files(texts: FileTexts) -> list[str]:
+def matching_files(patterns: Sequence[str]) -> list[str]:
+    """The files of patterns like `books/**/*.txt`, in order; `DataError` where one matches none."""
     found: list[str] = []
-    for pattern in texts.paths:
+    for pattern in patterns:
         matches = sorted(path for path in glob(pattern, recursive=True) if Path(path).is_file())
         if not matches:
             raise DataError(f"{pattern} matches no file: correct data.…paths (relative to {Path.cwd()})")

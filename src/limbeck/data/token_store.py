@@ -2,19 +2,22 @@
 
     STORE/tokens.bin      uint32, all documents one after another
     STORE/offsets.npy     int64 [documents + 1], where each begins
-    STORE/bytes.npy       int64 [documents], UTF-8 bytes of each document's text
+    STORE/bytes.npy       int64 [documents], UTF-8 bytes of each document's text; of a chat, of the bodies that count
     STORE/ids.npy         S32 [documents], document ids
-    STORE/store.json      tokenizer fingerprint and what the texts were
+    STORE/bodies.bin      of chats: int32, the number of the body that each token is of, -1 for the template's
+    STORE/counted.bin     of chats: bool, whether each token is learnt
+    STORE/store.json      tokenizer fingerprint and what the texts were; of chats, their traces and what is left out
 
-A store is written beside its place and renamed into it, so it is there whole or not at all.
+A store is written beside its place and renamed into it, so it is there whole or not at all. Several stores can be seen as one
+(`joined`), whose documents lie where they are.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -23,39 +26,123 @@ from typing import Any
 import numpy as np
 
 from limbeck.data import texts as text_sources
+from limbeck.data.chat_template import template_digest, with_chat_template
+from limbeck.data.chat_tokens import Left, read_tokens
+from limbeck.data.chats import Chat, read_chats
 from limbeck.data.texts import Document
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
 from limbeck.paths import cache_folder, put_in_place
-from limbeck.progress import progress
-from limbeck.spec.data import Data, Texts
+from limbeck.progress import progress, say
+from limbeck.spec.data import ChatTexts, Data, MixedTexts, PlainTexts, Texts, TrainingTexts
 
 FORMAT = 1
+CHAT_FORMAT = 1
+"""Of what is read from chats: raised when they would be read otherwise."""
 ENCODE_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """Tokenised documents. Document i is `tokens[offsets[i]:offsets[i + 1]]`, start and end tokens included."""
+    """Tokenised documents. Document i is `tokens[offsets[i]:offsets[i + 1]]`, start and end tokens included.
+
+    Of a joined store `tokens` is empty, and documents are had by `document` alone.
+    """
 
     path: Path
     tokens: np.ndarray
     offsets: np.ndarray
     bytes_per_document: np.ndarray
+    """Of the text that bits per byte measures."""
     ids: tuple[str, ...]
     tokenizer_fingerprint: str
+    counted_tokens: np.ndarray | None = None
+    body_numbers: np.ndarray | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What store.json says. Of chats `about["chats"]`: `traces` by effort, `left_out` by reason, `traces_unsaid`."""
+    parts: tuple["TokenStore", ...] = ()
+    """Of a joined store, those that it joins."""
+    documents_of_parts: tuple[np.ndarray, ...] = ()
+    """Of each part, the numbers that its documents have here."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def document(self, index: int) -> np.ndarray:
         """uint32 tokens of one document."""
+        if self.parts:
+            part, place = self._places[index]
+            return self.parts[part].document(int(place))
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def counted(self, index: int) -> np.ndarray | None:
+        """bool, of each token of a document whether it counts as a target; None: all do."""
+        if self.parts:
+            part, place = self._places[index]
+            return self.parts[part].counted(int(place))
+        return None if self.counted_tokens is None else self.counted_tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def bodies(self, index: int) -> np.ndarray | None:
+        """int32, of each token of a chat the number of the body that it is of, -1 for the template's; None for plain text."""
+        if self.parts:
+            part, place = self._places[index]
+            return self.parts[part].bodies(int(place))
+        return None if self.body_numbers is None else self.body_numbers[self.offsets[index] : self.offsets[index + 1]]
+
+    def measured(self, index: int) -> np.ndarray:
+        """bool, of each token whether bits per byte measures it: it is text, and of a chat a body's that counts.
+
+        Neither the start nor the end token is text. `bytes_per_document` holds the bytes of these tokens.
+        """
+        bodies, counted = self.bodies(index), self.counted(index)
+        if bodies is not None:
+            return (bodies >= 0) & (True if counted is None else counted)
+        found = np.ones(int(self.lengths[index]), dtype=bool)
+        found[[0, -1]] = False
+        return found
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """int64 [documents, 2]: the part that each is read from, and its number there."""
+        found = np.empty((len(self), 2), dtype=np.int64)
+        for part in reversed(range(len(self.parts))):  # of a document in two parts, the first is read
+            numbers = self.documents_of_parts[part]
+            found[numbers, 0], found[numbers, 1] = part, np.arange(len(numbers))
+        return found
+
+    @property
+    def chats(self) -> list[dict[str, Any]]:
+        """Of each source of chats: `traces` by effort (chats; mean, p50, p90, max tokens), `left_out` and `traces_unsaid`."""
+        own = [self.about["chats"]] if "chats" in self.about else []
+        return own + [found for part in self.parts for found in part.chats]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether some tokens do not count."""
+        return self.counted_tokens is not None or any(part.has_masks for part in self.parts)
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [documents]: tokens of each."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def targets_per_document(self) -> np.ndarray:
+        """int64 [documents]: tokens that count as targets; of a plain text all but the first."""
+        if not self.has_masks:
+            return self.lengths - 1
+        return np.array([self._targets(index) for index in range(len(self))], dtype=np.int64)
+
+    def _targets(self, index: int) -> int:
+        counted = self.counted(index)
+        return int(self.lengths[index]) - 1 if counted is None else int(counted[1:].sum())
+
+    @cached_property
+    def measured_per_document(self) -> np.ndarray:
+        """int64 [documents]: tokens that bits per byte measures; of a plain text all but the first and the last."""
+        if self.body_numbers is None and not self.parts:
+            return self.lengths - 2
+        return np.array([self.measured(index).sum() for index in range(len(self))], dtype=np.int64)
 
     @property
     def num_rows(self) -> int:
@@ -76,11 +163,54 @@ def open_token_store(path: Path) -> TokenStore:
         tokens = np.memmap(path / "tokens.bin", dtype=np.uint32, mode="r")
         ids = tuple(np.load(path / "ids.npy", allow_pickle=False).astype("U32").tolist())
         byte_counts = np.load(path / "bytes.npy", allow_pickle=False)
+        of_tokens = {name: _mapped(path / f"{name}.bin", dtype) for name, dtype in _OF_TOKENS.items() if "chats" in about}
     except (OSError, ValueError) as error:
         raise DataError(f"token store {path} cannot be read ({error}): remove the folder, it will be made again") from error
-    if not len(tokens) == offsets[-1] == about["tokens"] or not len(ids) == len(byte_counts) == len(offsets) - 1:
+    num_tokens = {len(tokens), int(offsets[-1]), about["tokens"], *map(len, of_tokens.values())}
+    if len(num_tokens) > 1 or not len(ids) == len(byte_counts) == len(offsets) - 1:
         raise DataError(f"token store {path} is damaged (files of different lengths): remove the folder, it will be made again")
-    return TokenStore(path, tokens, offsets, byte_counts, ids, about["tokenizer"])
+    return TokenStore(
+        path,
+        tokens,
+        offsets,
+        byte_counts,
+        ids,
+        about["tokenizer"],
+        counted_tokens=of_tokens.get("counted"),
+        body_numbers=of_tokens.get("bodies"),
+        about=about,
+    )
+
+
+_OF_TOKENS: dict[str, Any] = {"counted": np.bool_, "bodies": np.int32}
+
+
+def _mapped(path: Path, dtype: Any) -> np.ndarray:
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def joined(stores: Sequence[TokenStore]) -> TokenStore:
+    """Several stores of one tokenizer as one. A document that is in two of them is one document."""
+    assert len({store.tokenizer_fingerprint for store in stores}) == 1
+    number: dict[str, int] = {}
+    for store in stores:
+        for name in store.ids:
+            number.setdefault(name, len(number))
+    documents = tuple(np.array([number[name] for name in store.ids], dtype=np.int64) for store in stores)
+    lengths, sizes = (np.zeros(len(number), dtype=np.int64) for _ in range(2))
+    for store, numbers in zip(reversed(stores), reversed(documents), strict=True):
+        lengths[numbers], sizes[numbers] = store.lengths, store.bytes_per_document
+    return TokenStore(
+        stores[0].path,
+        np.empty(0, dtype=np.uint32),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        sizes,
+        tuple(number),
+        stores[0].tokenizer_fingerprint,
+        about={"parts": [store.about for store in stores]},
+        parts=tuple(stores),
+        documents_of_parts=documents,
+    )
 
 
 def prepare(data: Data, tokenizer: Tokenizer) -> tuple[TokenStore, TokenStore]:
@@ -88,41 +218,113 @@ def prepare(data: Data, tokenizer: Tokenizer) -> tuple[TokenStore, TokenStore]:
 
     A held-out document never trains: it is left out of the training documents by its id.
     """
-    heldout = prepare_texts(data.heldout, tokenizer, title="held-out")
-    return prepare_texts(data.train, tokenizer, title="training", exclude=heldout), heldout
+    tokenizer = with_chat_template(tokenizer, data.chat_template)
+    heldout = prepare_texts(data.heldout, tokenizer, title="held-out", loss_on=data.loss_on)
+    return prepare_training(data.train, tokenizer, exclude=heldout, loss_on=data.loss_on), heldout
 
 
-def prepare_texts(texts: Texts, tokenizer: Tokenizer, *, title: str, exclude: TokenStore | None = None) -> TokenStore:
-    """The token store of some texts less the documents of `exclude`, made on first use and kept in the user cache."""
-    excluded = exclude.documents_digest if exclude is not None else None
+def prepare_training(
+    texts: TrainingTexts, tokenizer: Tokenizer, *, exclude: TokenStore | None, loss_on: Sequence[str] | None
+) -> TokenStore:
+    """The token store of training texts; of a mixture the joined one, its parts in the order of the recipe."""
+    if not isinstance(texts, MixedTexts):
+        return prepare_texts(texts, tokenizer, title="training", exclude=exclude, loss_on=loss_on)
+    sources = {f"training ({name})": part.texts for name, part in texts.parts.items()}
+    return joined(
+        [prepare_texts(each, tokenizer, title=title, exclude=exclude, loss_on=loss_on) for title, each in sources.items()]
+    )
+
+
+def prepare_texts(
+    texts: Texts,
+    tokenizer: Tokenizer,
+    *,
+    title: str,
+    exclude: TokenStore | None = None,
+    loss_on: Sequence[str] | None = None,
+) -> TokenStore:
+    """The token store of some texts less the documents of `exclude`, made on first use and kept in the user cache.
+
+    Of chats, tokens count that `loss_on` names; what is left out of them is said aloud.
+    """
     about = {
         "format": FORMAT,
         "tokenizer": tokenizer.fingerprint,
         "texts": texts.model_dump(mode="json"),
         "source": text_sources.fingerprint(texts),
-        "excluded": excluded,
+        "excluded": exclude.documents_digest if exclude is not None else None,
     }
+    if isinstance(texts, ChatTexts):
+        about |= {"template": template_digest(tokenizer), "loss_on": loss_on and sorted(loss_on), "chat_format": CHAT_FORMAT}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode("utf-8")).hexdigest()[:20]
     path = cache_folder() / "tokens" / key
     if not path.is_dir():
         forbidden = frozenset(exclude.ids) if exclude is not None else frozenset()
-        documents: Iterable[Document] = (found for found in text_sources.read_documents(texts) if found.id not in forbidden)
-        if texts.sample_tokens is not None:
-            documents = sorted(documents, key=lambda found: found.id)
-        write_token_store(path, documents, tokenizer, about=about, max_tokens=texts.sample_tokens, title=title)
-    return open_token_store(path)
+        if isinstance(texts, ChatTexts):
+            documents, learnt = _of_chats(texts, tokenizer, forbidden=forbidden, loss_on=loss_on)
+        else:
+            documents, learnt = _of_texts(texts, tokenizer, forbidden=forbidden), dict
+        write_token_store(path, documents, about=about, learnt=learnt, max_tokens=texts.sample_tokens, title=title)
+    store = open_token_store(path)
+    _say_what_is_left_out(store, title=title)
+    return store
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document in tokens; `counted` and `bodies` (of its tokens) are those of a chat."""
+
+    id: str
+    num_bytes: int
+    tokens: np.ndarray
+    counted: np.ndarray | None = None
+    bodies: np.ndarray | None = None
+
+
+def _of_texts(texts: PlainTexts, tokenizer: Tokenizer, *, forbidden: frozenset[str]) -> Iterator[Encoded]:
+    documents: Iterable[Document] = (found for found in text_sources.read_documents(texts) if found.id not in forbidden)
+    if texts.sample_tokens is not None:
+        documents = sorted(documents, key=lambda found: found.id)
+    remaining = iter(documents)
+    while group := list(islice(remaining, ENCODE_AT_ONCE)):
+        for found, tokens in zip(group, tokenizer.encode([found.text for found in group]), strict=True):
+            yield Encoded(found.id, found.num_bytes, tokens)
+
+
+def _of_chats(
+    texts: ChatTexts, tokenizer: Tokenizer, *, forbidden: frozenset[str], loss_on: Sequence[str] | None
+) -> tuple[Iterator[Encoded], Callable[[], dict[str, Any]]]:
+    """The chats, and what is known of all of them once they are read."""
+    chats: Iterable[Chat] = (found for found in read_chats(texts) if found.id not in forbidden)
+    if texts.sample_tokens is not None:
+        chats = sorted(chats, key=lambda found: found.id)
+    left = Left()
+    found = read_tokens(chats, tokenizer, texts=texts, loss_on=loss_on, left=left)
+    encoded = (Encoded(each.chat.id, each.num_bytes, each.tokens_T, each.counted_T, each.bodies_T) for each in found)
+    return encoded, lambda: {"chats": left.statistics()}
+
+
+def _say_what_is_left_out(store: TokenStore, *, title: str) -> None:
+    found = store.about.get("chats", {})
+    for reason, number in found.get("left_out", {}).items():
+        say(f"{title} chats: {number:,} left out, since {reason} ({len(store):,} kept)")
+    if found.get("traces_unsaid"):
+        say(f"{title} chats: the chat template leaves out the traces of {found['traces_unsaid']:,} of {len(store):,}")
 
 
 def write_token_store(
     path: Path,
-    documents: Iterable[Document],
-    tokenizer: Tokenizer,
+    documents: Iterable[Encoded],
     *,
     about: dict[str, Any],
+    learnt: Callable[[], dict[str, Any]],
     max_tokens: int | None,
     title: str,
 ) -> None:
-    """Tokenise documents into a store at `path`, stopping after the document that reaches `max_tokens`."""
+    """Write tokenised documents into a store at `path`, stopping after the document that reaches `max_tokens`.
+
+    `learnt` gives what store.json says beyond `about`, known when the documents are read.
+    """
     building = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     building.mkdir(parents=True, exist_ok=True)
     ids: list[bytes] = []
@@ -132,23 +334,31 @@ def write_token_store(
     try:
         with (
             (building / "tokens.bin").open("wb") as file,
+            (building / "counted.bin").open("wb") as counted_file,
+            (building / "bodies.bin").open("wb") as bodies_file,
             progress(f"tokenising {title} documents", total=max_tokens or 0) as advance,
         ):
-            for found, tokens in _encoded(documents, tokenizer):
-                file.write(tokens.tobytes())
+            for found in documents:
+                file.write(found.tokens.tobytes())
+                if found.counted is not None and found.bodies is not None:
+                    counted_file.write(found.counted.astype(np.bool_).tobytes())
+                    bodies_file.write(found.bodies.astype(np.int32).tobytes())
                 ids.append(found.id.encode("ascii"))
                 byte_counts.append(found.num_bytes)
-                lengths.append(len(tokens))
-                total += len(tokens)
-                advance(len(tokens), f"{len(ids):,} documents, {total:,} tokens")
+                lengths.append(len(found.tokens))
+                total += len(found.tokens)
+                advance(len(found.tokens), f"{len(ids):,} documents, {total:,} tokens")
                 if max_tokens is not None and total >= max_tokens:
                     break
+        more = learnt()
         if not ids:
-            raise DataError(f"no {title} documents: data.{'heldout' if title == 'held-out' else 'train'} holds no text")
+            _refuse_nothing(title, more)
+        for name in _OF_TOKENS if "chats" not in more else ():
+            (building / f"{name}.bin").unlink()
         np.save(building / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         np.save(building / "bytes.npy", np.array(byte_counts, dtype=np.int64))
         np.save(building / "ids.npy", np.array(ids, dtype="S32"))
-        (building / "store.json").write_text(json.dumps({**about, "tokens": total}, indent=1), encoding="utf-8")
+        (building / "store.json").write_text(json.dumps({**about, **more, "tokens": total}, indent=1), encoding="utf-8")
         put_in_place(building, path)
     except OSError as error:
         raise DataError(f"token store {path} cannot be written: {error}") from error
@@ -156,7 +366,8 @@ def write_token_store(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[Document, np.ndarray]]:
-    remaining = iter(documents)
-    while group := list(islice(remaining, ENCODE_AT_ONCE)):
-        yield from zip(group, tokenizer.encode([found.text for found in group]), strict=True)
+def _refuse_nothing(title: str, learnt: Mapping[str, Any]) -> None:
+    left_out = learnt.get("chats", {}).get("left_out", {})
+    why = "; ".join(f"{number:,} left out, since {reason}" for reason, number in left_out.items())
+    key = f"data.{'heldout' if title == 'held-out' else 'train'}"
+    raise DataError(f"no {title} documents: {key} holds no {f'chat that is kept ({why})' if why else 'text'}")

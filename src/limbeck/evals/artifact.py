@@ -49,7 +49,7 @@ def measure(model: EvalModel, spec: Artifact) -> tuple[dict[str, Metric], dict[s
 
 def _documents(model: EvalModel, student: Decoder, *, title: str) -> np.ndarray:
     """documents_N2, float64: (bytes, bits) of every held-out document."""
-    store = prepare_texts(model.require_heldout("artifact"), model.tokenizer, title="held-out")
+    store = prepare_texts(model.require_heldout("artifact"), model.tokenizer, title="held-out", loss_on=model.loss_on)
     device = model.reader.device
     reader = StudentReader(student.to(device).eval(), device=device, dtype=torch.float32)
     found = evaluate(reader, store, context=Context(window=model.window(None), overlap=0), title=title)

@@ -2,8 +2,9 @@
 
 Bits per byte is the negative log2-likelihood of a document's text tokens over the UTF-8 bytes of its text. Every text token is
 predicted exactly once (the start token makes the first one predictable); the end token has no bytes and is left out. So models
-with different tokenizers can be compared. Windows follow one another, or overlap: then each but the first begins with tokens
-that the one before has predicted, as context alone. Legend: R rows, V vocabulary, E teacher's width, N documents.
+with different tokenizers can be compared. Of chats it is the tokens and the bytes of the bodies that are learnt
+(`data.loss_on`): to recite a template is no merit. Windows follow one another, or overlap: then each but the first begins with
+tokens that the one before has predicted, as context alone. Legend: R rows, V vocabulary, E teacher's width, N documents.
 """
 
 import math
@@ -41,7 +42,7 @@ class HeldOut:
     bits_per_byte: float
     kl_to_teacher_nats: float | None
     tokens: int
-    """Text tokens that were predicted."""
+    """Text tokens that were predicted and measured."""
     bytes: int
     documents: int
     bits_by_document: tuple[float, ...]
@@ -54,27 +55,39 @@ def evaluate(
     """Measure a model on every document of a token store; with a teacher's `reference`, also the KL to it."""
     nats = np.zeros(len(store))
     kl_total = 0.0
+    measured = [store.measured(index) for index in range(len(store))]
+    counted = [store.counted(index) for index in range(len(store))]
     with torch.no_grad(), progress(title or "evaluating", total=store.num_rows) as advance:
         for stretches, statistics in _statistics(reader, store, context=context, reference=reference):
             nats_R = statistics.lse_T - statistics.gathered_TK[:, 0]
             for stretch, nats_S in zip(stretches, nats_R.split([len(stretch) for stretch in stretches]), strict=True):
-                text_rows = int(store.lengths[stretch.document]) - 2 - stretch.first  # the last row predicts the end token
-                nats[stretch.document] += float(nats_S[:text_rows].sum(dtype=torch.float64))
+                of_text_S = torch.from_numpy(measured[stretch.document][stretch.first + 1 : stretch.last + 1])
+                nats[stretch.document] += float(nats_S[of_text_S.to(nats_S.device)].sum(dtype=torch.float64))
             if reference is not None:
-                kl_total += float(dense_forward_kl(statistics).sum(dtype=torch.float64))
+                kl_R = dense_forward_kl(statistics)
+                kl_total += float(kl_R[_counted_rows(stretches, counted, kl_R)].sum(dtype=torch.float64))
             advance(len(nats_R))
     if not np.isfinite(nats).all():
         raise LimbeckError(f"the loss on held-out document {store.ids[int(np.argmin(np.isfinite(nats)))]} is not finite")
     bits = nats / math.log(2)
     return HeldOut(
         bits_per_byte=float(bits.sum() / store.bytes_per_document.sum()),
-        kl_to_teacher_nats=kl_total / store.num_rows if reference is not None else None,
-        tokens=store.num_rows - len(store),
+        kl_to_teacher_nats=kl_total / float(store.targets_per_document.sum()) if reference is not None else None,
+        tokens=int(store.measured_per_document.sum()),
         bytes=int(store.bytes_per_document.sum()),
         documents=len(store),
         bits_by_document=tuple(bits.tolist()),
         bytes_by_document=tuple(store.bytes_per_document.tolist()),
     )
+
+
+def _counted_rows(stretches: Sequence["_Stretch"], counted: Sequence[np.ndarray | None], rows_R: Tensor) -> Tensor:
+    """bool, of each row at hand whether its next token counts."""
+    found = [
+        np.ones(len(each), dtype=bool) if (tokens := counted[each.document]) is None else tokens[each.first + 1 : each.last + 1]
+        for each in stretches
+    ]
+    return torch.from_numpy(np.concatenate(found)).to(rows_R.device)
 
 
 def check(model: EvalModel, spec: BitsPerByte) -> None:
@@ -97,7 +110,7 @@ def measure(model: EvalModel, spec: BitsPerByte) -> tuple[dict[str, Metric], dic
     for name, texts in _texts(model, spec).items():
         store = model.tokens(texts)
         found = evaluate(model.reader, store, context=context, title=f"bits per byte {name}".rstrip())
-        text_tokens = (store.lengths - 2).tolist()
+        text_tokens = store.measured_per_document.tolist()
         each = zip(found.bits_by_document, found.bytes_by_document, text_tokens, strict=True)
         by_document = dict(zip(store.ids, each, strict=True))
         together |= by_document

@@ -87,7 +87,10 @@ def evaluate_by_position(models: Mapping[str, str], *, texts: Texts, window: int
 
 @torch.no_grad()
 def nats_by_position(reader: Reader, store: TokenStore, *, window: int, title: str) -> Nats:
-    """The nats of every text token that the first `window` tokens of its document predict, in order; float64."""
+    """The nats of every text token that the first `window` tokens of its document predict, in order; float64.
+
+    Of a chat those that bits per byte does not measure are nan.
+    """
     documents = [store.document(index) for index in range(len(store))]
     # The last token of a document predicts nothing, and the one before it the end, which is no text.
     read = [min(window, len(document) - 2) for document in documents]
@@ -103,6 +106,7 @@ def nats_by_position(reader: Reader, store: TokenStore, *, window: int, title: s
     for index, nats in enumerate(found):
         if not np.isfinite(nats).all():
             raise LimbeckError(f"{title}: the loss on held-out document {store.ids[index]} is not finite")
+        nats[~store.measured(index)[1 : 1 + len(nats)]] = np.nan
     return found
 
 
@@ -116,15 +120,15 @@ def buckets(nats: Nats, *, beside: Nats | None = None) -> tuple[Bucket, ...]:
 
 
 def _bucket(nats: Nats, beside: Nats | None, *, first: int, stop: int) -> Bucket:
-    inside = [index for index, found in enumerate(nats) if len(found) > first]
-    counts_N = np.array([len(nats[index][first:stop]) for index in inside], dtype=np.float64)
+    inside = [index for index, found in enumerate(nats) if not np.isnan(found[first:stop]).all()]
+    counts_N = np.array([(~np.isnan(nats[index][first:stop])).sum() for index in inside], dtype=np.float64)
     sums_N = _sums(nats, inside, first, stop)
     difference = None if beside is None else ratio_estimate(sums_N - _sums(beside, inside, first, stop), counts_N)
     return Bucket(first, stop, int(counts_N.sum()), len(inside), ratio_estimate(sums_N, counts_N), difference)
 
 
 def _sums(nats: Nats, documents: Sequence[int], first: int, stop: int) -> NDArray[np.float64]:
-    return np.array([nats[index][first:stop].sum() for index in documents])
+    return np.array([np.nansum(nats[index][first:stop]) for index in documents])
 
 
 def _as_teacher(model: str, *, window: int) -> HuggingFaceTeacher:

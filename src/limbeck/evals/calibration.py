@@ -144,7 +144,7 @@ def measure(model: EvalModel, spec: Calibration) -> tuple[dict[str, Metric], dic
         if column in found
     }
     details = {
-        "positions": store.num_rows,
+        "positions": int(store.targets_per_document.sum()),
         "bins": spec.bins,
         "window": context.window,
         "overlap": context.overlap,

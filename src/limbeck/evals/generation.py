@@ -162,7 +162,7 @@ def _documents(model: EvalModel, spec: Generation) -> list[NDArray[np.int64]]:
     """The last tokens of held-out documents at whose ends a text really ends."""
     if not spec.end_documents or model.heldout is None:
         return []
-    store = prepare_texts(model.heldout, model.tokenizer, title="held-out")
+    store = prepare_texts(model.heldout, model.tokenizer, title="held-out", loss_on=model.loss_on)
     whole = whole_text_ends(model.heldout)
     read = min(spec.end_tokens, model.longest or spec.end_tokens)
     chosen = [index for index in sorted(range(len(store)), key=lambda index: store.ids[index]) if store.ids[index] in whole]

@@ -1,6 +1,7 @@
 """Evaluating any Hugging Face causal language model, a run's student among them, on held-out documents."""
 
 from limbeck.compute import pick_device
+from limbeck.data.chat_template import with_chat_template
 from limbeck.data.token_store import prepare_texts
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.evals.bits_per_byte import HeldOut, evaluate
@@ -13,11 +14,22 @@ from limbeck.teachers.huggingface import load_teacher
 
 
 def evaluate_model(
-    model: str, *, texts: Texts, context: Context, teacher: Teacher | None, device: str = "auto", dtype: DType = "auto"
+    model: str,
+    *,
+    texts: Texts,
+    context: Context,
+    teacher: Teacher | None,
+    device: str = "auto",
+    dtype: DType = "auto",
+    loss_on: tuple[str, ...] | None = None,
+    chat_template: str | None = None,
 ) -> HeldOut:
-    """Bits per byte of the model in a folder or of a hub id; with a `teacher` of the same tokenizer, also the KL to it."""
-    tokenizer = load_tokenizer(model)
-    store = prepare_texts(texts, tokenizer, title="held-out")
+    """Bits per byte of the model in a folder or of a hub id; with a `teacher` of the same tokenizer, also the KL to it.
+
+    `loss_on` and `chat_template` are those of a recipe's data, for chats.
+    """
+    tokenizer = with_chat_template(load_tokenizer(model), chat_template)
+    store = prepare_texts(texts, tokenizer, title="held-out", loss_on=loss_on)
     where = pick_device(device)
     reader = load_teacher(HuggingFaceTeacher(model=model, dtype=dtype, context=context), device=where)
     reference: Reference | None = None

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from limbeck.compute import pick_device
+from limbeck.data.chat_template import with_chat_template
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.eval_results import EvalResult
 from limbeck.evals.run import run_evals
@@ -18,15 +19,16 @@ from limbeck.teachers.huggingface import load_teacher
 
 def evaluate_run(path: Path, evals: Mapping[str, Eval]) -> dict[str, EvalResult]:
     """Measure the student of a finished run in float32, as it was saved, and keep the results with the run."""
-    recipe = open_run(path).recipe
+    recipe = open_run(path).recipe.last_stage
     model = open_model(
         str(path),
         str(student_folder(path)),
         heldout=recipe.data.heldout,
         teacher=recipe.teacher,
-        sequence_length=recipe.last_stage.data.sequence_length,
+        sequence_length=recipe.data.sequence_length,
         dtype="float32",
         device=recipe.device,
+        loss_on=recipe.data.loss_on,
     )
     return run_evals(model, evals, folder=path)
 
@@ -43,5 +45,7 @@ def evaluate_teacher(recipe: Recipe, evals: Mapping[str, Eval], *, folder: Path)
     files = locate(recipe.teacher)
     tokenizer = load_tokenizer(files.model, revision=files.hub_revision, trust_remote_code=files.trust_remote_code)
     reader = load_teacher(recipe.teacher, device=pick_device(recipe.device))
-    model = EvalModel(files.name, reader, tokenizer, recipe.data.heldout, None, recipe.last_stage.data.sequence_length)
+    data = recipe.last_stage.data
+    tokenizer = with_chat_template(tokenizer, data.chat_template)
+    model = EvalModel(files.name, reader, tokenizer, data.heldout, None, data.sequence_length, data.loss_on)
     return run_evals(model, evals, folder=folder)

@@ -36,7 +36,7 @@ def read_positions(
     agreement: Sequence[int] = (),
     title: str = "reading",
 ) -> Columns:
-    """Every position that has a next token, the one before the end token too, in the order of the store.
+    """Every position whose next token counts, of a plain text that before the end token too, in the order of the store.
 
     Of the model: `confidence` (its largest probability), `correct` (whether that is the next token's), `entropy` in nats and
     `brier`. With a reference the same of the teacher but brier (`teacher_confidence`, …); `agrees` (the same top-1), `kl` =
@@ -68,7 +68,13 @@ def read_positions(
                     values_R.double().cpu().numpy()
                 )
             advance(len(targets))
-    return columns
+    if not store.has_masks:
+        return columns
+    counted = [store.counted(index) for index in range(len(store))]
+    kept_N = np.concatenate(
+        [np.ones(n, dtype=bool) if each is None else each[1:] for each, n in zip(counted, store.lengths - 1, strict=True)]
+    )
+    return {name: values_N[kept_N] for name, values_N in columns.items()}
 
 
 def _chunks(scored: Iterator[tuple[Passage, int, Tensor]]) -> Iterator[tuple[Passage, int, Tensor]]:

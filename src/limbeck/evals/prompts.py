@@ -59,7 +59,7 @@ def chat_tokens(model: EvalModel, messages: list[dict[str, str]], *, answers: bo
 
 
 def _of_documents(model: EvalModel, spec: Generation) -> list[Prompt]:
-    store = prepare_texts(model.require_heldout(spec.kind), model.tokenizer, title="held-out")
+    store = prepare_texts(model.require_heldout(spec.kind), model.tokenizer, title="held-out", loss_on=model.loss_on)
     length = 1 + spec.prompt_tokens
     found = []
     for index in sorted(range(len(store)), key=lambda index: store.ids[index]):

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from limbeck.data.chats import read_chats
 from limbeck.data.texts import document, read_documents, split
 from limbeck.data.token_store import TokenStore
 from limbeck.errors import LimbeckError, TeacherError
@@ -23,7 +24,7 @@ from limbeck.evals.calibration import calibration_error
 from limbeck.evals.reference import Reference, reads_alike, teacher_reference
 from limbeck.progress import progress
 from limbeck.report.statistics import Estimate, ratio_estimate
-from limbeck.spec.data import Texts
+from limbeck.spec.data import ChatTexts, Texts
 from limbeck.spec.teacher import Context, GGUFTeacher
 from limbeck.spec.teacher import Teacher as TeacherSpec
 from limbeck.teachers.files import locate, read_config
@@ -117,7 +118,7 @@ def compare(
     of_file = locate(reference).quantisation
     return Table(
         rows=tuple(rows),
-        tokens=store.num_rows,
+        tokens=int(store.targets_per_document.sum()),
         documents=len(store),
         ends=len(ends & set(store.ids)),
         reference_was_quantised=None if of_file == "none" else of_file,
@@ -176,7 +177,9 @@ def _file_arm(name: str, spec: TeacherSpec, reference: TeacherSpec) -> Path | No
 
 
 def whole_text_ends(texts: Texts) -> frozenset[str]:
-    """Ids of the documents at whose end a text really ends: of a text that was cut, the last piece."""
+    """Ids of the documents at whose end a text really ends: of a text that was cut, the last piece; all chats."""
+    if isinstance(texts, ChatTexts):
+        return frozenset(chat.id for chat in read_chats(texts))
     whole = read_documents(texts.model_copy(update={"split_bytes": None}))
     pieces = (split(found.text, max_bytes=texts.split_bytes)[-1] for found in whole)
     return frozenset(document(piece, source="held-out").id for piece in pieces)
@@ -184,10 +187,11 @@ def whole_text_ends(texts: Texts) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class _Positions:
-    """Of every row [N], in any order: p is the reference, q the scheme."""
+    """Of every row [N] whose next token counts, in any order: p is the reference, q the scheme."""
 
     document_N: Array
     is_text_N: Array
+    is_end_N: Array
     nats_p_N: Array
     nats_q_N: Array
     kl_N: Array
@@ -228,8 +232,11 @@ def _read(teacher: Teacher, reference: Reference, store: TokenStore, *, context:
             next_R = torch.from_numpy(documents[passage.document][first + 1 : last + 1].astype(np.int64)).to(teacher.device)
             part = {name: values_R.double().cpu().numpy() for name, values_R in _of_rows(reference_RV, logits_RV, next_R)}
             part["document_N"] = np.full(len(next_R), float(passage.document))
-            part["is_text_N"] = (np.arange(first, last) < len(documents[passage.document]) - 2).astype(np.float64)
-            parts.append(part)
+            part["is_text_N"] = store.measured(passage.document)[first + 1 : last + 1].astype(np.float64)
+            part["is_end_N"] = (np.arange(first, last) == len(documents[passage.document]) - 2).astype(np.float64)
+            counted = store.counted(passage.document)
+            kept_R = slice(None) if counted is None else counted[first + 1 : last + 1]
+            parts.append({name: values_R[kept_R] for name, values_R in part.items()})
             advance(len(next_R))
     names = [field.name for field in fields(_Positions) if field.name != "seconds"]
     return _Positions(**{name: np.concatenate([part[name] for part in parts]) for name in names}, seconds=seconds)
@@ -270,7 +277,7 @@ def _compared(
         found.per_document(nats_N * found.is_text_N, len(store)) / math.log(2) for nats_N in (found.nats_p_N, found.nats_q_N)
     )
     ends_whole_D = np.array([ident in ends for ident in store.ids])
-    at_end_N = (found.is_text_N == 0) & ends_whole_D[found.document_N.astype(np.int64)]
+    at_end_N = (found.is_end_N == 1) & ends_whole_D[found.document_N.astype(np.int64)]
     change_N = (found.nats_p_N - found.nats_q_N)[at_end_N]
     return Comparison(
         name=name,

@@ -72,7 +72,7 @@ def reads_alike(files: TeacherFiles, store: TokenStore) -> bool:
 
 def _path(spec: TeacherSpec, files: TeacherFiles, store: TokenStore, *, dtype: torch.dtype) -> Path:
     weights = weights_digest(files)
-    described = [
+    described: list[object] = [
         files.model,
         weights,
         files.quantisation,
@@ -81,6 +81,8 @@ def _path(spec: TeacherSpec, files: TeacherFiles, store: TokenStore, *, dtype: t
         store.ids,
         store.tokenizer_fingerprint,
     ]
+    if store.has_masks:
+        described.append([store.about.get("template"), store.about.get("loss_on")])
     key = hashlib.sha256(json.dumps(described).encode("utf-8")).hexdigest()[:20]
     return cache_folder() / "references" / f"{key}.safetensors"
 
@@ -89,6 +91,7 @@ def _write(path: Path, teacher: Teacher, spec: TeacherSpec, store: TokenStore) -
     assert teacher.head_VE is not None
     documents = [store.document(index) for index in range(len(store))]
     first_row = _first_rows(store)
+    measured = [store.measured(index) for index in range(len(store))]
     hidden_RE = torch.empty(store.num_rows, teacher.head_VE.shape[1], dtype=teacher.dtype)
     nats = 0.0
     with progress("teacher reads held-out documents", total=store.num_rows) as advance:
@@ -96,7 +99,7 @@ def _write(path: Path, teacher: Teacher, spec: TeacherSpec, store: TokenStore) -
             document, window = documents[passage.document], passage.window
             begin = first_row[passage.document] + window.first
             hidden_RE[begin : begin + len(rows_RE)] = rows_RE
-            nats += _text_nats(rows_RE, teacher.head_VE, document, first=window.first)
+            nats += _text_nats(rows_RE, teacher.head_VE, document, first=window.first, measured=measured[passage.document])
             if not math.isfinite(nats):
                 raise TeacherError(
                     f"teacher {teacher.files.name}: logits on held-out document {store.ids[passage.document]} are not finite"
@@ -115,10 +118,12 @@ def _write(path: Path, teacher: Teacher, spec: TeacherSpec, store: TokenStore) -
         temporary.unlink(missing_ok=True)
 
 
-def _text_nats(hidden_RE: Tensor, head_VE: Tensor, document: np.ndarray, *, first: int) -> float:
-    """Negative log-likelihood of the text tokens that the rows from position `first` on predict (the end token is no text)."""
-    targets_R = torch.from_numpy(document[first + 1 : min(first + 1 + len(hidden_RE), len(document) - 1)].astype(np.int64))
-    logits_RV = torch.nn.functional.linear(hidden_RE[: len(targets_R)], head_VE).float()
+def _text_nats(hidden_RE: Tensor, head_VE: Tensor, document: np.ndarray, *, first: int, measured: np.ndarray) -> float:
+    """Negative log-likelihood of the measured tokens that the rows from position `first` on predict (the end is no text)."""
+    kept_R = np.flatnonzero(measured[first + 1 : first + 1 + len(hidden_RE)])
+    targets_R = torch.from_numpy(document[first + 1 + kept_R].astype(np.int64))
+    kept_RE = hidden_RE[torch.from_numpy(kept_R).to(hidden_RE.device)]
+    logits_RV = torch.nn.functional.linear(kept_RE, head_VE).float()
     return float(torch.nn.functional.cross_entropy(logits_RV, targets_R.to(logits_RV.device), reduction="sum"))
 
 

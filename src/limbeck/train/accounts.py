@@ -2,6 +2,9 @@
 
 Attention reaches over a document, not over a packed row: the length that counts is the token-weighted mean over documents,
 sum(l^2) / sum(l), or the whole row where packing is plain.
+
+Tokens are targets that have a loss, in costs and in budgets: padding, the template of chats and bodies that are not learnt are
+none. FLOPs are those of all positions that hold something.
 """
 
 from dataclasses import dataclass
@@ -45,10 +48,13 @@ class StudentCosts:
     trained: int
     """Parameters that learn; fewer than all where an adapter does."""
 
-    def of_step(self, recipe: Recipe) -> Costs:
-        """Of one optimizer step: tokens and student FLOPs. Seconds are not known; rows are counted apart."""
-        tokens = recipe.batch.sequences * recipe.data.sequence_length
-        return Costs(step=1, tokens=tokens, student_flops=self.training_flops * tokens)
+    def of_step(self, recipe: Recipe, *, padding_share: float = 0.0, counted_share: float = 1.0) -> Costs:
+        """Of one optimizer step, the mean: tokens and student FLOPs. Seconds are not known; rows are counted apart.
+
+        `padding_share` is that of all positions, `counted_share` of those that hold something.
+        """
+        read = recipe.batch.sequences * recipe.data.sequence_length * (1 - padding_share)
+        return Costs(step=1, tokens=max(1, round(read * counted_share)), student_flops=self.training_flops * read)
 
 
 def student_costs(recipe: Recipe, train: TokenStore, student: StudentModel) -> StudentCosts:
@@ -56,7 +62,7 @@ def student_costs(recipe: Recipe, train: TokenStore, student: StudentModel) -> S
     2 FLOPs for every parameter, which overcounts as `teacher_flops_per_scored_token` does."""
     spec, length = recipe.student, recipe.data.sequence_length
     assert spec.vocab_size is not None, "resolved"
-    context = mean_context(train.lengths, longest=length) if recipe.data.packing == "documents" else length
+    context = mean_context(train.lengths, longest=length) if recipe.data.packing != "plain" else length
     adapter = student.adapter_parameters if isinstance(student, PretrainedStudent) else 0
     try:
         parameters = student_parameters(spec, vocab_size=spec.vocab_size)

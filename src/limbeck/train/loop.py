@@ -193,7 +193,7 @@ def batch_loss(
 
 def _tokens(setup: Setup, batches: Sequence[Batch]) -> int:
     """Those of the step that have a loss, over all processes; at least 1."""
-    if setup.recipe.on_policy is None:
+    if setup.recipe.on_policy is None and not setup.loader.masks:
         return setup.step_costs.tokens
     mine = torch.tensor(sum(batch.counted for batch in batches), device=setup.device)
     return max(1, int(sum_values(mine, setup.processes)))
@@ -209,7 +209,7 @@ def _after(setup: Setup, costs: Costs, batches: Sequence[Batch], *, seconds: flo
     if setup.loader.source is not None and setup.loader.source.is_live:
         scored = costs.teacher_flops + tokens_scored * setup.teacher_flops_per_scored_token
     else:  # a stored row is paid for once, however often it is read
-        rows = min(tokens - began.tokens, setup.rows_per_epoch)
+        rows = setup.loader.stream.distinct_rows((tokens - began.tokens) * setup.rows_per_token)
         scored = began.teacher_flops + rows * setup.tokens_scored_per_row * setup.teacher_flops_per_scored_token
     return replace(
         costs,

@@ -7,7 +7,7 @@ without a gradient. Every process checks its own first sequence; nothing is chan
 Gradients are taken with respect to logits: the objective is asked for its loss where the "hidden states" are the unit matrix
 and the "head" holds a student's logits as columns, so the head's gradient is that of the logits.
 
-Shapes: T positions of the sequence, N of them at which gradients are taken, V vocabulary.
+Shapes: T positions of the sequence that hold something, N of them at which gradients are taken, V vocabulary.
 """
 
 import math
@@ -53,6 +53,10 @@ class Preflight:
     """What the teacher's rows give the text's own tokens; None without a teacher."""
     mass_on_text_of_store: float | None
     """The same over all of the store."""
+    padding_share: float
+    """Of all positions of the run, those that hold nothing (`packing: whole`)."""
+    documents_left_out: int
+    """Longer than a sequence (`packing: whole`)."""
     seconds: float
 
     def line(self) -> str:
@@ -60,7 +64,8 @@ class Preflight:
         pulls = ", ".join(f"{name} {size:.3g}" for name, size in self.gradients.items())
         teacher = "" if self.mass_on_text is None else f"; the teacher gives the text's tokens {self.mass_on_text:.2f}"
         whole = "" if self.mass_on_text_of_store is None else f" (all of the store: {self.mass_on_text_of_store:.2f})"
-        return f"cross-entropy {self.ce_nats:.2f} nats; gradient at the logits: {pulls or 'none'}{teacher}{whole}"
+        empty = f"; {self.padding_share:.1%} of positions are padding" if self.padding_share else ""
+        return f"cross-entropy {self.ce_nats:.2f} nats; gradient at the logits: {pulls or 'none'}{teacher}{whole}{empty}"
 
 
 def preflight(setup: Setup) -> Preflight:
@@ -72,18 +77,27 @@ def preflight(setup: Setup) -> Preflight:
     assert vocab_size is not None
     key = setup.recipe.student.vocab_size_key
     _check_tokens(batch, vocab_size=vocab_size, key=key)
-    rows = None if batch.rows is None else to_device(batch.rows, device)
-    targets_T = batch.targets_BT.flatten().to(device)
+    held_T = _held(batch).to(device)
+    rows = None if batch.rows is None else rows_at(to_device(batch.rows, device), held_T)
+    targets_T = batch.targets_BT.flatten().to(device)[held_T]
     mass, mass_of_store = None, None
     if rows is not None:
         _check_row_ids(rows, vocab_size=vocab_size, key=key)
         mass_of_store = loader.source.signals.mass_on_text if isinstance(loader.source, StoreRows) else None
         mass = _check_alignment(rows, targets_T, mass_of_store=mass_of_store)
     at_N = torch.linspace(0, len(targets_T) - 1, min(POSITIONS, len(targets_T)), device=device).long()
-    logits_NV = _logits(setup, batch, at_N)
+    logits_NV = _logits(setup, batch, held_T[at_N])
     ce = _check_loss_scale(logits_NV, targets_T[at_N])
     gradients = _check_terms(setup, logits_NV, targets_T[at_N], rows=None if rows is None else rows_at(rows, at_N))
-    return Preflight(ce, gradients, mass, mass_of_store, time.perf_counter() - started)
+    return Preflight(
+        ce_nats=ce,
+        gradients=gradients,
+        mass_on_text=mass,
+        mass_on_text_of_store=mass_of_store,
+        padding_share=loader.stream.padding_share,
+        documents_left_out=loader.stream.left_out,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _check_tokens(batch: Batch, *, vocab_size: int, key: str) -> None:
@@ -101,13 +115,21 @@ def _check_tokens(batch: Batch, *, vocab_size: int, key: str) -> None:
 
 
 def _starts_a_piece(batch: Batch) -> Tensor:
-    """True where another piece of text begins than that of the position before."""
-    starts_BT = torch.zeros_like(batch.tokens_BT, dtype=torch.bool)
-    at = 0
+    """True where another piece of text begins than that of the position before, or there is none."""
+    starts_BT = torch.ones_like(batch.tokens_BT, dtype=torch.bool)
+    held_T, at = _held(batch), 0
+    starts_BT.view(-1)[held_T] = False
     for piece in batch.pieces:
-        starts_BT.view(-1)[at] = True
+        starts_BT.view(-1)[held_T[at]] = True
         at += piece.stop - piece.start
     return starts_BT
+
+
+def _held(batch: Batch) -> Tensor:
+    """The positions, of all of a batch, that hold something."""
+    if not batch.padding or batch.segments_BT is None:
+        return torch.arange(batch.tokens_BT.numel())
+    return (batch.segments_BT.flatten() >= 0).nonzero().squeeze(1)
 
 
 def _check_row_ids(rows: SignalRows, *, vocab_size: int, key: str) -> None:

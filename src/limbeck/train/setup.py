@@ -13,9 +13,11 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from limbeck.compute import pick_device, pick_dtype
+from limbeck.data.chat_template import with_chat_template
 from limbeck.data.loader import Batch, Loader, RowSource
-from limbeck.data.packing import TokenStream
+from limbeck.data.packing import SequenceStream
 from limbeck.data.store_rows import StoreRows
+from limbeck.data.streams import counted_share, open_stream
 from limbeck.data.token_store import TokenStore, prepare
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import DataError, SpecError, StoreError
@@ -102,7 +104,8 @@ class Setup:
     """Of one optimizer step that reads texts alone: tokens and student FLOPs."""
     teacher_flops_per_scored_token: float
     tokens_scored_per_row: float
-    rows_per_epoch: int
+    rows_per_token: float
+    """Positions that hold something for each target that has a loss."""
     writers: Writers | None
     """Of an on-policy run."""
 
@@ -154,6 +157,7 @@ def open_texts(recipe: Recipe) -> Texts:
             )
     if source is not None and source.model != tokenizer.folder:
         _check_reads(source, tokenizer, has_teacher=files is not None and needs_teacher(recipe.objective))
+    tokenizer = with_chat_template(tokenizer, recipe.data.chat_template)
     train, heldout = prepare(recipe.data, tokenizer)
     return Texts(tokenizer, train, heldout, files)
 
@@ -219,7 +223,9 @@ def _opened(
     width = int(from_first(width, processes, device))
     recipe = with_vocabulary(recipe, texts, teacher_width=width or None, start=start or dense)
     assert recipe.student.vocab_size is not None
-    stream = TokenStream(texts.train.lengths, sequence_length=recipe.data.sequence_length, seed=recipe.seed)
+    stream = open_stream(recipe.data, texts.train, seed=recipe.seed)
+    share = counted_share(stream, texts.train)
+    _say_how_it_packs(recipe, stream)
     sequences = recipe.batch.sequences
     if sequences % processes.world_size:
         raise SpecError(f"batch.sequences={sequences} is not a multiple of the {processes.world_size} processes")
@@ -258,10 +264,10 @@ def _opened(
         start=_start_record(recipe, start),
         pruned=_pruned_record(recipe, pruned),
         student_costs=costs,
-        step_costs=costs.of_step(recipe),
+        step_costs=costs.of_step(recipe, padding_share=stream.padding_share, counted_share=share),
         teacher_flops_per_scored_token=teacher_flops_per_scored_token(recipe, texts.train, texts.files),
         tokens_scored_per_row=tokens_scored_per_row(texts.train, context=context),
-        rows_per_epoch=stream.rows_per_epoch,
+        rows_per_token=1 / share,
         writers=open_writers(
             recipe,
             train=texts.train,
@@ -272,6 +278,17 @@ def _opened(
             device=device,
         ),
     )
+
+
+def _say_how_it_packs(recipe: Recipe, stream: SequenceStream) -> None:
+    """What whole documents leave empty, and which do not fit."""
+    if recipe.data.packing == "whole":
+        say(f"{recipe.name}: whole documents leave {stream.padding_share:.1%} of positions empty")
+    if stream.left_out:
+        say(
+            f"{recipe.name}: {stream.left_out:,} training documents are longer than data.sequence_length="
+            f"{recipe.data.sequence_length} and are left out"
+        )
 
 
 def _starts(recipe: Recipe) -> tuple[Start | None, Start | None]:

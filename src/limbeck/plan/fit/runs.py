@@ -100,7 +100,7 @@ def _refuse_mixture(runs: Sequence[Run]) -> None:
 
 def _oddities(runs: Sequence[Run]) -> list[str]:
     found = []
-    texts = {run.recipe.data.train.model_copy(update={"sample_tokens": None}).model_dump_json() for run in runs}
+    texts = {run.recipe.data.train.whole.model_dump_json() for run in runs}
     if len(texts) > 1:
         found.append(f"the runs read {len(texts)} different training texts: a law is about one")
     for run in runs:
