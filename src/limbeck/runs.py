@@ -9,6 +9,7 @@
     RUN/checkpoint-STEP/   of a sharded student (`limbeck.train.sharded_checkpoint`)
     RUN/student/           the student as a Hugging Face folder
     RUN/milestones/AMOUNT/ and RUN/stages/NAME/, the same as it was on the way (`limbeck.train.on_the_way`)
+    RUN/experts/           while it goes on: which experts held-out tokens saw (`limbeck.train.expert_watch`)
     RUN/rollouts.jsonl     what an on-policy run wrote and learnt from (`limbeck.train.rollout_file`); of further processes
                            rollouts-RANK.jsonl
     RUN/summary.json       written last: its presence means that the run is finished
@@ -19,7 +20,7 @@ Torch-free, so that `report` and `plan` start at once.
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -150,15 +151,19 @@ class RunWriter:
             write_atomically(metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def forget(self, event: str, *, step: int) -> None:
-        """Forget the records of one kind at `step`, for the same reason."""
-        metrics = self.path / "metrics.jsonl"
-        kept = [record for record in _read_records(metrics) if (record["event"], record["step"]) != (event, step)]
+        """Forget the records of one kind at `step`, in the stage at hand, for the same reason."""
+        metrics, forgotten = self.path / "metrics.jsonl", (event, step, self.stage.get("stage"))
+        every = _read_records(metrics)
+        kept = [record for record in every if (record["event"], record["step"], record.get("stage")) != forgotten]
         write_atomically(metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def record(self, event: str, costs: Costs, **values: float | None) -> None:
-        """Append one record."""
+    def record(
+        self, event: str, costs: Costs, *, layers: Sequence[Mapping[str, float | None]] = (), **values: float | None
+    ) -> None:
+        """Append one record. What is known of each of the student's `layers` the listener is not told."""
+        of_layers = {"layers": list(layers)} if layers else {}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **asdict(costs), **self.stage, **values}) + "\n")
+            file.write(json.dumps({"event": event, **asdict(costs), **self.stage, **values, **of_layers}) + "\n")
         if self.listener is not None:
             self.listener(event, costs, values)
 

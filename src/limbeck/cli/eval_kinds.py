@@ -55,8 +55,8 @@ def show_kinds(
 
 
 def default_folder(target: str) -> Path:
-    """Where results are kept unless it is said: in a run or a folder that it kept, or under the name of anything else, with that
-    of what it lies in.
+    """Where results are kept unless it is said: in a run or a folder that it kept, or under the name of anything else, with
+    that of what it lies in.
 
     `a/model` and `b/model` are two models.
     """

@@ -26,9 +26,10 @@ from limbeck.cli.show_pruned import pruned_file, show_pruned
 from limbeck.errors import SpecError
 from limbeck.plan.devices import find_device, sustained_flops_per_second
 from limbeck.plan.pretrained import student_config, student_vocab_size, student_width
-from limbeck.plan.price import Price, price
+from limbeck.plan.price import Price, price, shares_of
 from limbeck.report.pruning import PRUNING
 from limbeck.spec.load import load_recipe, parse_overrides
+from limbeck.spec.objective import needs_teacher
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.student import HuggingFaceStudent, Student
 from limbeck.students.exported import foreign_part, native
@@ -124,12 +125,44 @@ def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_jso
         "flops_per_second": speed,
         "recipe": recipe.model_dump(mode="json"),
     }
+    stages = [
+        (stage.name, stage.share, part, price(part, vocab_size=vocab_size, teacher=config, flops_per_second=speed))
+        for (stage, _), part in zip(recipe.stages, shares_of(recipe), strict=True)
+    ]
+    if recipe.curriculum:
+        values["stages"] = [{"name": name, "share": share, **asdict(each)} for name, share, _, each in stages]
     head = vocab_size * _width(recipe.student)
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip()
     export = f"export: {architecture}{_reason(recipe)}"
-    costs = _costs(cost, speed, training_bytes=training_bytes, writes=recipe.on_policy is not None)
-    lines = [resolved, "---", *_parameters(cost, head=head), *costs, export, "", *_optimizer(rows)]
+    writes = any(part.on_policy is not None for _, part in recipe.stages)
+    costs = _costs(cost, speed, training_bytes=training_bytes, writes=writes)
+    listed = ["", *_stages(stages)] if recipe.curriculum else []
+    lines = [resolved, "---", *_parameters(cost, head=head), *costs, export, *listed, "", *_optimizer(rows)]
     emit(values, as_json=as_json, lines=lines)
+
+
+def _stages(stages: list[tuple[str, float, Recipe, Price]]) -> list[str]:
+    """What each stage reads, from whom, and what it costs."""
+    rows = []
+    for name, share, recipe, cost in stages:
+        teaches = needs_teacher(recipe.objective) and recipe.signal is not None
+        how = "a store" if recipe.uses_store else "live"
+        rows.append(
+            [
+                name,
+                f"{100 * share:.3g} %",
+                "?" if cost.tokens is None else human(cost.tokens, ""),
+                f"{recipe.data.sequence_length:,}",
+                f"{recipe.batch.sequences:,}",
+                recipe.objective.kind,
+                f"{recipe.signal_slug}, {how}" if teaches else "none",
+                "yes" if recipe.on_policy is not None else "no",
+                "?" if cost.student_flops is None else human(cost.student_flops, "FLOPs"),
+                "?" if cost.hours is None else human(cost.hours, ""),
+            ]
+        )
+    headers = ["stage", "budget", "tokens", "length", "sequences", "objective", "signal", "on-policy", "student", "hours"]
+    return aligned(headers, rows)
 
 
 def exported_as(student: Student) -> str:

@@ -19,13 +19,13 @@ from limbeck.teachers.huggingface import load_teacher
 
 def evaluate_run(path: Path, evals: Mapping[str, Eval]) -> dict[str, EvalResult]:
     """Measure the student of a finished run in float32, as it was saved, and keep the results with the run."""
-    recipe = open_run(path).recipe
+    recipe = open_run(path).recipe.last_stage
     model = open_model(
         str(path),
         str(student_folder(path)),
         heldout=recipe.data.heldout,
         teacher=recipe.teacher,
-        sequence_length=recipe.last_stage.data.sequence_length,
+        sequence_length=recipe.data.sequence_length,
         dtype="float32",
         device=recipe.device,
         loss_on=recipe.data.loss_on,
@@ -45,7 +45,7 @@ def evaluate_teacher(recipe: Recipe, evals: Mapping[str, Eval], *, folder: Path)
     files = locate(recipe.teacher)
     tokenizer = load_tokenizer(files.model, revision=files.hub_revision, trust_remote_code=files.trust_remote_code)
     reader = load_teacher(recipe.teacher, device=pick_device(recipe.device))
-    data = recipe.data
+    data = recipe.last_stage.data
     tokenizer = with_chat_template(tokenizer, data.chat_template)
-    model = EvalModel(files.name, reader, tokenizer, data.heldout, None, recipe.last_stage.data.sequence_length, data.loss_on)
+    model = EvalModel(files.name, reader, tokenizer, data.heldout, None, data.sequence_length, data.loss_on)
     return run_evals(model, evals, folder=folder)

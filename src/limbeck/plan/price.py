@@ -1,7 +1,7 @@
 """What a recipe costs before it is run: parameters, FLOPs, bytes, hours. Torch-free."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from limbeck.plan.accounting import (
@@ -52,8 +52,13 @@ def price(
 ) -> Price:
     """Price a recipe on a device that sustains `flops_per_second`. `teacher` is its config.json or catalogue entry.
 
-    `adapter_parameters` are those of the student's adapter, where it has one; 0 leaves them out.
+    `adapter_parameters` are those of the student's adapter, where it has one; 0 leaves them out. A curriculum costs what its
+    stages cost together, and a token of it what one costs on average.
     """
+    how: dict[str, Any] = {"vocab_size": vocab_size, "teacher": teacher, "flops_per_second": flops_per_second}
+    if recipe.curriculum:
+        parts = [price(stage, **how, adapter_parameters=adapter_parameters) for stage in shares_of(recipe)]
+        return _together(parts)
     student, length = recipe.student, recipe.data.sequence_length
     adapts = isinstance(student, HuggingFaceStudent) and student.adapter is not None
     forward = student_flops_per_token(student, vocab_size=vocab_size, context=length)
@@ -82,6 +87,37 @@ def price(
         store_bytes_per_token=_stored(recipe, vocab_size=vocab_size),
         hours=total / flops_per_second / 3600 if total is not None else _hours_of_seconds(recipe),
     )
+
+
+def shares_of(recipe: Recipe) -> list[Recipe]:
+    """The recipe of every stage with its share of the budget; without a curriculum the recipe itself."""
+    return [
+        stage_recipe.model_copy(
+            update={"budget": recipe.budget.model_copy(update={"amount": stage.share * recipe.budget.amount})}
+        )
+        for stage, stage_recipe in recipe.stages
+    ]
+
+
+def _together(parts: Sequence[Price]) -> Price:
+    """Of all stages. Per token: weighted by tokens, or evenly where those are not known."""
+    weights = [1.0 if part.tokens is None else part.tokens for part in parts]
+
+    def mean(name: str) -> float | None:
+        values = [getattr(part, name) for part in parts]
+        if None in values:
+            return None
+        return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+    def total(name: str) -> float | None:
+        values = [getattr(part, name) for part in parts]
+        return None if None in values else sum(values)
+
+    stored = [part.store_bytes_per_token for part in parts if part.store_bytes_per_token is not None]
+    names = ("student_flops_per_token", "training_flops_per_token", "teacher_flops_per_token")
+    sums = ("tokens", "student_flops", "teacher_flops", "hours")
+    averages, sizes = {name: mean(name) for name in names}, {name: total(name) for name in sums}
+    return replace(parts[0], **averages, **sizes, store_bytes_per_token=max(stored, default=None))  # type: ignore[arg-type]
 
 
 def _tokens(recipe: Recipe, *, training: float, scoring: float | None) -> float | None:

@@ -4,14 +4,15 @@ Accounting of `limbeck.plan.accounting` over rows as long as the recipe's: docum
 stands for what cannot be told: a budget in seconds, a teacher whose configuration is not known. Torch-free.
 """
 
-from collections.abc import Container, Iterable, Mapping
+import math
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from limbeck.errors import SpecError
 from limbeck.plan.accounting import student_flops_per_token
 from limbeck.plan.pretrained import student_vocab_size
-from limbeck.plan.price import Price, price
+from limbeck.plan.price import Price, price, shares_of
 from limbeck.spec.objective import needs_teacher
 from limbeck.spec.recipe import Recipe
 
@@ -35,7 +36,10 @@ class ArmPrice:
     """Forward and backward."""
     teacher_flops: float | None
     """For the rows that it learns from, each once. A store pays them once for all its readers."""
-    store: str | None
+    live_teacher_flops: float | None
+    """Of these, what a teacher inside the training loop computes."""
+    stores: tuple[str, ...]
+    """That its stages read."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class StudyPrice:
     @property
     def scoring_flops(self) -> float | None:
         """Of all teachers: stores once each, and teachers inside the training loop every time."""
-        live = (arm.teacher_flops for arm in self.arms if arm.store is None)
+        live = (arm.live_teacher_flops for arm in self.arms)
         return _sum([*(store.flops for store in self.stores), *live])
 
     @property
@@ -107,28 +111,80 @@ def price_study(
     paths `without_stores` cost nothing. `SpecError` for a student whose vocabulary is not known.
     """
     arms: list[ArmPrice] = []
-    stores: dict[str, StorePrice] = {}
+    stores: list[_Scored] = []
     for arm, recipe in recipes.items():
         vocab_size = _vocab_size(arm, recipes, taught_by, configs)
-        cost = price(recipe, vocab_size=vocab_size, teacher=configs.get(arm), flops_per_second=flops_per_second)
-        scoring = _scoring_flops_per_token(recipe, cost, recipes.get(taught_by.get(arm, "")), vocab_size=vocab_size)
-        unique = _least(unique_tokens, recipe.data.train.sample_tokens)
-        arms.append(_arm_price(arm, recipe, cost, scoring=scoring, unique=unique, taught_by=taught_by))
-        if recipe.uses_store and recipe.store_path not in without_stores:
-            store = _store_price(arms[-1], cost, scoring=scoring, tokens=cost.tokens if unique is None else unique)
-            stores[store.path] = max(stores.get(store.path, store), store, key=_tokens)
-    passes = {recipe.store_path: recipe.scoring_pass for recipe in recipes.values()}
-    return StudyPrice(tuple(arms), _paid_once(list(stores.values()), passes), flops_per_second)
+        parts: list[ArmPrice] = []
+        mine: list[_Scored] = []
+        for stage in shares_of(recipe):
+            cost = price(stage, vocab_size=vocab_size, teacher=configs.get(arm), flops_per_second=flops_per_second)
+            scoring = _scoring_flops_per_token(stage, cost, recipes.get(taught_by.get(arm, "")), vocab_size=vocab_size)
+            unique = _least(unique_tokens, getattr(stage.data.train, "sample_tokens", None))
+            parts.append(_arm_price(arm, stage, cost, scoring=scoring, unique=unique, taught_by=taught_by))
+            if stage.uses_store and stage.store_path not in without_stores:
+                store = _store_price(parts[-1], cost, scoring=scoring, tokens=cost.tokens if unique is None else unique)
+                mine = _added(mine, _Scored(stage.read_by_teacher, store), both=max if unique is not None else _more)
+        arms.append(_of_all_stages(parts))
+        for scored in mine:
+            stores = _added(stores, scored, both=max)
+    return StudyPrice(tuple(arms), _paid_once(stores), flops_per_second)
 
 
-def _paid_once(stores: list[StorePrice], passes: Mapping[str, Any]) -> tuple[StorePrice, ...]:
+@dataclass(frozen=True)
+class _Scored:
+    """A store's part that is about the same texts."""
+
+    read: tuple[Any, ...]
+    store: StorePrice
+
+
+def _added(stores: list[_Scored], new: _Scored, *, both: Callable[[float, float], float]) -> list[_Scored]:
+    """With one more; where there is one of the same path and texts, it gets as many tokens as `both` have."""
+    for place, each in enumerate(stores):
+        if each.read == new.read and each.store.path == new.store.path:
+            tokens = both(_tokens(each.store), _tokens(new.store))
+            longest = max(each.store, new.store, key=_tokens)
+            return [*stores[:place], _Scored(new.read, _scaled(longest, tokens)), *stores[place + 1 :]]
+    return [*stores, new]
+
+
+def _more(first: float, second: float) -> float:
+    return first + second
+
+
+def _scaled(store: StorePrice, tokens: float) -> StorePrice:
+    """The store with so many tokens; as it is where their number is not known."""
+    if not store.tokens or math.isinf(tokens):
+        return store
+    factor = tokens / store.tokens
+    return replace(store, tokens=tokens, flops=_product(store.flops, factor), bytes=_product(store.bytes, factor))
+
+
+def _paid_once(stores: Sequence[_Scored]) -> tuple[StorePrice, ...]:
     """The longest store of each pass of a teacher over the texts pays for the others."""
-    longest_first = sorted(stores, key=_tokens, reverse=True)
-    paying: list[StorePrice] = []
-    for store in longest_first:
-        if all(passes[store.path] != passes[other.path] for other in paying):
-            paying.append(store)
-    return tuple(store if store in paying else replace(store, flops=0.0) for store in stores)
+    paying: list[_Scored] = []
+    for each in sorted(stores, key=lambda scored: _tokens(scored.store), reverse=True):
+        if all(each.read != other.read for other in paying):
+            paying.append(each)
+    return tuple(each.store if each in paying else replace(each.store, flops=0.0) for each in stores)
+
+
+def _of_all_stages(parts: Sequence[ArmPrice]) -> ArmPrice:
+    """The arm that does one after another; of its tokens each costs what one costs on average."""
+    sums = {
+        name: _sum(getattr(part, name) for part in parts)
+        for name in ("tokens", "student_flops", "teacher_flops", "live_teacher_flops")
+    }
+    mean = parts[0].training_flops_per_token
+    if len(parts) > 1 and sums["tokens"] and sums["student_flops"] is not None:
+        mean = sums["student_flops"] / sums["tokens"]
+    return replace(
+        parts[0],
+        **sums,  # type: ignore[arg-type]
+        teacher=next((part.teacher for part in parts if part.teacher is not None), None),
+        training_flops_per_token=mean,
+        stores=tuple(dict.fromkeys(path for part in parts for path in part.stores)),
+    )
 
 
 def _arm_price(
@@ -136,6 +192,7 @@ def _arm_price(
 ) -> ArmPrice:
     taught = needs_teacher(recipe.objective) and recipe.teacher is not None
     rows = _least(cost.tokens, unique) if recipe.uses_store and cost.tokens is not None else cost.tokens
+    scored = _product(scoring, rows) if taught else 0.0
     return ArmPrice(
         arm=arm,
         teacher=taught_by.get(arm, recipe.teacher.slug) if taught and recipe.teacher is not None else None,
@@ -144,15 +201,17 @@ def _arm_price(
         training_flops_per_token=cost.training_flops_per_token,
         tokens=cost.tokens,
         student_flops=cost.student_flops,
-        teacher_flops=_product(scoring, rows) if taught else 0.0,
-        store=recipe.store_path if recipe.uses_store else None,
+        teacher_flops=scored,
+        live_teacher_flops=0.0 if recipe.uses_store else scored,
+        stores=(recipe.store_path,) if recipe.uses_store else (),
     )
 
 
 def _store_price(arm: ArmPrice, cost: Price, *, scoring: float | None, tokens: float | None) -> StorePrice:
-    assert arm.store is not None and arm.teacher is not None, "who reads a store has a teacher"
+    assert arm.teacher is not None, "who reads a store has a teacher"
+    (path,) = arm.stores
     return StorePrice(
-        path=arm.store,
+        path=path,
         teacher=arm.teacher,
         tokens=tokens,
         flops=_product(scoring, tokens),

@@ -268,6 +268,12 @@ class Recipe(Spec):
         return tuple(dict.fromkeys(recipe.store_path for _, recipe in self.stages if recipe.uses_store))
 
     @property
+    def read_by_teacher(self) -> tuple[Any, ...]:
+        """What a store's rows are about: recipes of which this is equal are served by one pass of the teacher."""
+        data, in_chunks = self.data, isinstance(self.signal, ChunksSignal)
+        return self.teacher, data.train, data.heldout, data.tokenizer, data.chat_template, in_chunks, self.chunks_for
+
+    @property
     def last_stage(self) -> "Recipe":
         """The recipe of the last stage: its lengths and positions are the student's."""
         return self.stages[-1][1]
@@ -293,12 +299,6 @@ class Recipe(Spec):
             return None
         own = self.student.model if isinstance(self.student, HuggingFaceStudent) else None
         return self.data.tokenizer or own
-
-    @property
-    def scoring_pass(self) -> tuple[object, ...]:
-        """What a store's documents and rows depend on: recipes of which this is equal are served by one pass of a teacher."""
-        data, in_chunks = self.data, isinstance(self.signal, ChunksSignal)
-        return self.teacher, data.train, data.heldout, data.tokenizer, data.chat_template, in_chunks, self.chunks_for
 
     @property
     def run_path(self) -> str:

@@ -307,8 +307,8 @@ class Decoder(StudentModel):
 
         `positions_BT` (int64) defaults to 0, 1, 2, ... in each row. `segments_BT` (int64) numbers the documents packed into a
         row, -1 padding: a position sees its own document alone. None means one document per row, and is faster. With a
-        `cache`, tokens follow those that it remembers; past `ntk_length`, where all rates change with every token, its keys are of no use and
-        `LimbeckError` is raised.
+        `cache`, tokens follow those that it remembers; past `ntk_length`, where all rates change with every token, its keys are
+        of no use and `LimbeckError` is raised.
         """
         return self.model(token_BT, positions_BT, segments_BT, cache)
 

@@ -113,8 +113,13 @@ def _decided(study: Study, cell: Cell, basis: Basis, recipe: Recipe, decided: De
 def twin(recipe: Recipe) -> Recipe:
     """The same student, texts and stages without a teacher."""
     objective = CrossEntropy(z_loss_weight=recipe.objective.z_loss_weight)
-    alone: dict[str, Any] = {"objective": objective, "signal": None, "store": None, "on_policy": None}
-    alone["placement"] = SameDevice()
+    alone: dict[str, Any] = {
+        "objective": objective,
+        "signal": None,
+        "store": None,
+        "on_policy": None,
+        "placement": SameDevice(),
+    }
     alone["curriculum"] = tuple(_untaught(stage, without={*alone, "teacher"}) for stage in recipe.curriculum)
     return recipe.model_copy(update=alone | ({"teacher": None} if reads_without_teacher(recipe) else {}))
 

@@ -36,17 +36,21 @@ class Predicted:
     @property
     def by_cell(self) -> dict[str, Prediction]:
         """What the planner says of each cell. A store's bytes are said of every cell that reads it."""
-        stored = {store.path: store.bytes for store in self.price.stores}
         return {
             arm.arm: Prediction(
                 tokens=arm.tokens,
                 student_flops=arm.student_flops,
                 teacher_flops=arm.teacher_flops,
                 seconds=self._seconds(arm),
-                store_bytes=stored.get(arm.store) if arm.store is not None else None,
+                store_bytes=self._store_bytes(arm),
             )
             for arm in self.price.arms
         }
+
+    def _store_bytes(self, arm: ArmPrice) -> float | None:
+        """Of an arm's stores together; None where it reads none, or they are there already."""
+        sizes = [store.bytes for store in self.price.stores if store.path in arm.stores]
+        return sum(size for size in sizes if size is not None) if sizes and None not in sizes else None
 
     @property
     def hours(self) -> float | None:
@@ -62,7 +66,7 @@ class Predicted:
         """Only these cells, in this order, and the stores that they read."""
         priced = {arm.arm: arm for arm in self.price.arms}
         arms = tuple(priced[name] for name in names)
-        read = {arm.store for arm in arms}
+        read = {path for arm in arms for path in arm.stores}
         stores = tuple(store for store in self.price.stores if store.path in read)
         return replace(self, price=replace(self.price, arms=arms, stores=stores))
 
@@ -71,10 +75,9 @@ class Predicted:
         budget = self.cells[arm.arm].recipe.budget
         if isinstance(budget, Seconds):
             return budget.amount
-        live = arm.teacher_flops if arm.store is None else 0.0
-        if arm.student_flops is None or live is None:
+        if arm.student_flops is None or arm.live_teacher_flops is None:
             return None
-        return (arm.student_flops + live) / self.price.flops_per_second
+        return (arm.student_flops + arm.live_teacher_flops) / self.price.flops_per_second
 
 
 def predict(study: Study, cells: Cells, *, without_stores: Container[str] = ()) -> Predicted:
@@ -154,7 +157,7 @@ def _sized(recipe: Recipe) -> Recipe:
 
 def _by_the_clock(arm: ArmPrice, budget: Budget, *, speed: float) -> ArmPrice:
     """Of a student that trains for so many seconds: what the hardware does in them; not where a teacher reads beside it."""
-    if not isinstance(budget, Seconds) or (arm.teacher is not None and arm.store is None):
+    if not isinstance(budget, Seconds) or (arm.teacher is not None and arm.live_teacher_flops != 0):
         return arm
     flops = budget.amount * speed
     return replace(arm, student_flops=flops, tokens=flops / arm.training_flops_per_token)

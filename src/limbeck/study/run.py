@@ -177,7 +177,7 @@ def check_stores(cells: Cells) -> None:
         for path, signal in stores_of([cell.recipe]).items():
             if is_published(path):
                 continue
-            asked = (signal, [reader.scoring_pass for reader in readers_of([cell.recipe]) if reader.store_path == path])
+            asked = (signal, [reader.read_by_teacher for reader in readers_of([cell.recipe]) if reader.store_path == path])
             first, other = written.setdefault(path, (name, asked))
             if other != asked:
                 raise SpecError(
@@ -305,7 +305,7 @@ def _write_stores(study: Study, recipes: Sequence[Recipe], *, output: Path, slot
     lost: set[str] = set()
     while lacking:
         first = lacking[0]
-        together = [recipe for recipe in lacking if recipe.scoring_pass == first.scoring_pass]
+        together = [recipe for recipe in lacking if recipe.read_by_teacher == first.read_by_teacher]
         lacking = [recipe for recipe in lacking if recipe not in together]
         readers = list({recipe.stores: recipe for recipe in together}.values())
         assert first.teacher is not None

@@ -27,7 +27,7 @@ def passes_of(readers: Iterable[Recipe]) -> list[list[Recipe]]:
     """Those that one pass of the teacher serves, together, in the order of their firsts."""
     passes: list[list[Recipe]] = []
     for reader in readers:
-        same = next((each for each in passes if each[0].scoring_pass == reader.scoring_pass), None)
+        same = next((each for each in passes if each[0].read_by_teacher == reader.read_by_teacher), None)
         if same is None:
             passes.append([reader])
         else:

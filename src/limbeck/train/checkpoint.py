@@ -1,4 +1,4 @@
-"""What a killed run resumes from: student, optimizer, costs and its place in the curriculum, in one file that is replaced as a whole.
+"""What a killed run resumes from: student, optimizer, costs and place in the curriculum, in a file that is replaced as a whole.
 
 Batches, schedules and teachers' draws are pure functions of the step, so nothing else is needed to continue bit for bit. Read
 with `weights_only=True`: a checkpoint cannot run code.

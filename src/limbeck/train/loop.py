@@ -29,6 +29,7 @@ from limbeck.signals.rows import to_device
 from limbeck.students.fake_quantise import quantising
 from limbeck.train.budget import fraction, fraction_during_next_step, mean_step
 from limbeck.train.course import Course
+from limbeck.train.expert_watch import forget_after
 from limbeck.train.guards import RolloutsError
 from limbeck.train.interrupt import Interrupted, finish_the_step
 from limbeck.train.on_policy import OnPolicySteps
@@ -53,6 +54,7 @@ def run(setup: Setup, *, path: Path, writer: RunWriter | None, course: Course | 
         say(f"{recipe.name}: {f'stage {course.stage.name}' if course.stage else 'resuming'} at step {costs.step}")
     if writer is not None:
         writer.rewind(costs.step)
+        forget_after(path, step=costs.step)
     if recipe.compile:
         compile_ahead(setup, fraction=fraction(budget, costs))
     on_policy = OnPolicySteps(setup, path, began=began.step) if recipe.on_policy is not None else None

@@ -12,6 +12,7 @@ from limbeck.data.tokenizers import save_tokenizer
 from limbeck.evals.bits_per_byte import HeldOut, evaluate
 from limbeck.evals.student import StudentReader
 from limbeck.runs import Costs, RunWriter
+from limbeck.spec.recipe import Recipe
 from limbeck.spec.student import HuggingFaceStudent
 from limbeck.spec.teacher import Context
 from limbeck.students import hf
@@ -19,6 +20,7 @@ from limbeck.students.decoder import Decoder
 from limbeck.students.model import StudentModel
 from limbeck.students.pretrained import PretrainedStudent
 from limbeck.students.pretrained_folder import save_pretrained
+from limbeck.train.expert_watch import forget_experts, watch_experts
 from limbeck.train.resume import forget_checkpoints
 from limbeck.train.setup import Setup
 from limbeck.train.sharding import gathered, head_gathered
@@ -30,9 +32,9 @@ SERVED = "served"
 def measure(setup: Setup, *, dtype: torch.dtype, last: bool = False) -> HeldOut:
     """The student on the held-out documents, in windows of its own sequence length that do not overlap.
 
-    On the way it is measured in the precision of training, which is quick. The `last` time, and where it is kept, it is measured
-    in float32, as `limbeck eval` does; the last time beside the teacher. Where the student is sharded all processes call it, and
-    read the same.
+    On the way it is measured in the precision of training, which is quick. The `last` time, and where it is kept, it is
+    measured in float32, as `limbeck eval` does; the last time beside the teacher. Where the student is sharded all processes
+    call it, and read the same.
     """
     with head_gathered(setup.student):
         return evaluate(
@@ -44,8 +46,11 @@ def measure(setup: Setup, *, dtype: torch.dtype, last: bool = False) -> HeldOut:
         )
 
 
-def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) -> None:
-    """Last evaluation, the student as a Hugging Face folder, then the summary. All processes call it; one has a `writer`."""
+def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None, whole: Recipe | None = None) -> None:
+    """Last evaluation, the student as a Hugging Face folder, then the summary. All processes call it; one has a `writer`.
+
+    `whole` is the recipe of which the one that is set up is the last stage, where it is one.
+    """
     if writer is None and not setup.sharded:
         return
     recipe = setup.recipe
@@ -53,10 +58,13 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) 
         setup.student.settle()
     heldout = measure(setup, dtype=torch.float32, last=True)
     student = gathered(setup.student, setup.processes)
+    if writer is not None:  # of a run that was killed between here and its summary
+        writer.forget("eval", step=costs.step)
+        writer.forget("experts", step=costs.step)
+    watch_experts(setup, whole or recipe, costs, path=path, writer=writer)
     if writer is None:
         return
     assert student is not None
-    writer.forget("eval", step=costs.step)  # of a run that was killed between here and its summary
     writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=heldout.kl_to_teacher_nats)
     save_student(setup, student, path / "student")
     parameters = setup.student_costs.parameters
@@ -86,6 +94,7 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) 
         chats={"train": setup.texts.train.chats, "heldout": setup.texts.heldout.chats},
     )
     forget_checkpoints(path)
+    forget_experts(path)
     rmtree(path / SERVED, ignore_errors=True)
 
 

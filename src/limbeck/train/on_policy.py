@@ -40,7 +40,7 @@ class OnPolicySteps:
     """Steps whose sequences are written on the way. `numbers` says how the last of them went."""
 
     def __init__(self, setup: Setup, path: Path, *, began: int = 0) -> None:
-        """`path` is the run's folder. Of a stage that began at a later step than 0, prompts and texts are counted from there."""
+        """`path` is the run's folder. Of a stage that `began` at a later step than 0, prompts and texts count from there."""
         assert setup.writers is not None and setup.recipe.on_policy is not None
         self.setup, self.spec, self.writers = setup, setup.recipe.on_policy, setup.writers
         self.source = cast("LiveRowSource", setup.loader.source)

@@ -16,6 +16,7 @@ from limbeck.runs import Costs, RunWriter
 from limbeck.students.pretrained import PretrainedStudent
 from limbeck.train.budget import fraction, passes_a_multiple
 from limbeck.train.course import Course
+from limbeck.train.expert_watch import watch_experts
 from limbeck.train.measure import measure, save_student
 from limbeck.train.setup import Setup
 from limbeck.train.sharding import gathered
@@ -40,10 +41,11 @@ def on_the_way(
         heldout = measure(setup, dtype=torch.float32 if folders else setup.dtype)
         if folders:
             _keep(setup, folders)
+        if writer is not None and (multiple or ended):
+            writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=None)
+        watch_experts(setup, course.recipe, costs, path=path, writer=writer)
     if writer is None:
         return
-    if multiple or ended:
-        writer.record("eval", costs, bits_per_byte=heldout.bits_per_byte, kl_to_teacher_nats=None)
     length = setup.recipe.data.sequence_length
     for amount in milestones:
         writer.record("milestone", costs, amount=amount, bits_per_byte=heldout.bits_per_byte, sequence_length=length)

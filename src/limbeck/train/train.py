@@ -65,7 +65,7 @@ def _train(recipe: Recipe, path: Path) -> Processes:
                 course = course.after(costs)
                 setup = _opened(course, path, precision=place_of(path)[1])
                 costs = _run(setup, course, preflight(setup), path=path, writer=writer)
-            finish(setup, costs, path=path, writer=writer)
+            finish(setup, costs, path=path, writer=writer, whole=course.recipe)
     return processes
 
 
