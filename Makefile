@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make quickstart` runs the main job, `make test` passes the tests.
 PYTHON ?= python3
 VENV := .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test check clean
@@ -9,7 +10,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/limbeck quickstart
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 from tiny_world import make_teacher, prose
+
+settings.register_profile("limbeck", deadline=None)  # other work may share the machine: no test measures time
+settings.load_profile("limbeck")
 
 
 @pytest.fixture(autouse=True)

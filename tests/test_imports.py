@@ -24,7 +24,8 @@ def imported():
 found, codes = {}, {}
 plan = ["plan", "--student", "1B"]
 for arguments in (
-    ["--help"], ["train", "--help"], ["list"], ["plan", "teachers"], ["lab", "--help"], ["fit", POINTS, *FIT],
+    ["--help"], ["train", "--help"], ["teach-text", "--help"], ["list"], ["plan", "teachers"], ["lab", "--help"],
+    ["fit", POINTS, *FIT],
     plan, [*plan, "--flops", "1e21"], [*plan, "--loss", "2.3"], [*plan, "--tokens", "5B", "--teachers", "olmo3-7b"],
     ["plan", "cache", "--teacher", "olmo3-7b", "--student", "1B", "--tokens", "1B"], ["show", "nano", "signal.k=0"],
 ):

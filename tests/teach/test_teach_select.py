@@ -35,7 +35,8 @@ class Chooser:
     def of_tokens(self, ids: list[int], *, stopped: bool = True, effort: str | None = None, question: str = "why") -> Chosen:
         asked = Asked("p.jsonl, line 1", 1, ({"role": "user", "content": question},), question)
         drawn = Continuation(tuple(ids), tuple(-0.5 for _ in ids), stopped)
-        return self.selection.choose(Ask(asked, effort, 0, Prompt("p", question, np.array([5]))), drawn)
+        ask = Ask(asked, effort, 0, Prompt("p", question, np.array([5])))
+        return self.selection.choose(ask, drawn, place=(0, 0))
 
 
 def test_every_reason_by_hand(chatty: Path) -> None:

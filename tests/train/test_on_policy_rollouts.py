@@ -42,10 +42,10 @@ def prompts(*lengths: int) -> list[Prompt]:
     return [Prompt(str(index), "", draw.integers(2, 300, size=length)) for index, length in enumerate(lengths)]
 
 
-def sampler_of(folder: Path, *, batch_size: int = 8, max_new_tokens: int = 20) -> TransformersSampler:
+def sampler_of(folder: Path, *, batch_size: int = 8, max_new_tokens: int = 20, **sharpened: float) -> TransformersSampler:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), load_tokenizer(str(folder))
     sizes = {"vocab_size": 300, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    return TransformersSampler(model, tokenizer, **sizes, dtype=torch.float32, device=CPU)
+    return TransformersSampler(model, tokenizer, **sizes, dtype=torch.float32, device=CPU, **sharpened)
 
 
 @torch.no_grad()
@@ -105,22 +105,33 @@ def test_a_student_of_our_own_writes_with_its_own_weights(kind: str, values: dic
     assert [each.log_probs for each in first] != [each.log_probs for each in second]
 
 
-def test_draws_follow_the_whole_distribution(student_folder: Path) -> None:
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.5, 0.8)])
+def test_draws_follow_the_distribution(temperature: float, top_p: float, student_folder: Path) -> None:
     """4,000 first tokens after one prompt against the softmax: the chi-squared of the commoner ids, the rest as one.
+
+    With `top_p`, of the fewest ids that have so much together; log-probs are those of the whole softmax at temperature 1.
 
     The model's own generation_config asks for the five most probable at temperature 0.3, which must be set aside.
     """
-    sampler = sampler_of(student_folder, batch_size=4000, max_new_tokens=1)
+    sampler = sampler_of(student_folder, batch_size=4000, max_new_tokens=1, temperature=temperature, top_p=top_p)
     sampler.model.generation_config.update(do_sample=True, top_k=5, temperature=0.3)
     (prompt,) = prompts(5)
-    counts = Counter(each.tokens[0] for each in sampler.draw([prompt] * 4000, key="x"))
+    drawn = sampler.draw([prompt] * 4000, key="x")
+    counts = Counter(each.tokens[0] for each in drawn)
     with torch.no_grad():
-        probs = sampler.model(torch.tensor(prompt.tokens)[None]).logits[0, -1].softmax(-1).double()
+        logits = sampler.model(torch.tensor(prompt.tokens)[None]).logits[0, -1].double()
+    for each in drawn[:50]:
+        assert each.log_probs[0] == pytest.approx(float(logits.log_softmax(-1)[each.tokens[0]]), abs=1e-4)
+    probs = (logits / temperature).softmax(-1)
+    likely, order = probs.sort(descending=True)
+    outside = order[likely.cumsum(0) - likely >= top_p]
+    assert not any(counts[int(index)] for index in outside)
+    probs = probs.index_fill(0, outside, 0) / (1 - probs[outside].sum())
     common = [index for index in range(300) if float(probs[index]) * 4000 >= 5]
     found = [counts[index] for index in common]
     expected = [float(probs[index]) * 4000 for index in common]
     found, expected = [*found, 4000 - sum(found)], [*expected, 4000 - sum(expected)]
-    squares = sum((one - other) ** 2 / other for one, other in zip(found, expected, strict=True))
+    squares = sum((one - other) ** 2 / other for one, other in zip(found, expected, strict=True) if other > 1e-6)
     degrees = len(common)
     assert degrees > 20
     assert squares < degrees + 4 * math.sqrt(2 * degrees)

@@ -16,7 +16,11 @@ from transformers import AutoModelForCausalLM
 from limbeck.errors import SpecError
 from limbeck.evals.generate import Prompt
 from limbeck.runs import open_run
+from limbeck.spec.base import parse
 from limbeck.spec.on_policy import ServerEngine
+from limbeck.spec.teach_text import TeachText
+from limbeck.teach.draws import read_draws
+from limbeck.teach.text import teach_text
 from limbeck.train.completion_server import ServerError, ServerSampler
 from limbeck.train.train import train
 
@@ -138,6 +142,28 @@ def test_completions_are_in_the_order_of_their_prompts_with_the_servers_log_prob
     assert path == "/v1/completions"
     assert (request["temperature"], request["top_p"], request["top_k"], request["max_tokens"]) == (1.0, 1.0, -1, 6)
     assert request["prompt"] == [prompt.tokens.tolist() for prompt in asked]
+
+
+def test_a_teacher_behind_a_server_writes_training_texts(server: Server, student_folder: Path, tmp_path: Path) -> None:
+    """Without its weights here: what it drew and said is kept, and from another address of the same model it goes on."""
+    asked = tmp_path / "prompts.jsonl"
+    asked.write_text("".join(f'{{"prompt": "the {word}"}}\n' for word in ("law", "union", "war")), encoding="utf-8")
+
+    def spec(url: str) -> TeachText:
+        teacher = {"kind": "huggingface", "model": str(student_folder)}
+        engine = {"kind": "server", "url": url, "model": "student"}
+        told = {"prompts": str(asked), "output": str(tmp_path / "out"), "max_new_tokens": 6, "temperature": 0.5, "top_p": 0.9}
+        return parse(TeachText, {**told, "teacher": teacher, "engine": engine, "truncated": "keep"}, source="test")
+
+    assert teach_text(spec(server.url))["drawn"] == 3
+    (_, request, _), *_ = server.asked
+    assert (request["temperature"], request["top_p"], request["max_tokens"]) == (0.5, 0.9, 6)
+    drawn = [one for group in read_draws(tmp_path / "out" / "drawn.jsonl") for one in group.continuations]
+    said = server.answered[0]["choices"][::-1]
+    assert [list(one.tokens) for one in drawn] == [each["token_ids"] for each in said]
+    for one, each in zip(drawn, said, strict=True):
+        assert one.log_probs == pytest.approx(each["logprobs"]["token_logprobs"], abs=1e-6)
+    assert teach_text(spec("http://127.0.0.1:9/v1"))["drawn"] == 3
 
 
 def test_continuations_of_one_prompt_differ(server: Server) -> None:

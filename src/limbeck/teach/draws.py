@@ -26,9 +26,8 @@ class Drawn:
     group: int
     seconds: float
     """That it took."""
-    names: tuple[str, ...]
-    """Of the asks."""
     continuations: tuple[Continuation, ...]
+    """In the order of the group's asks."""
 
 
 class DrawFile:
@@ -54,9 +53,9 @@ class DrawFile:
         """Those that are there, and the tokens in each."""
         return {each.group: sum(len(one.tokens) for one in each.continuations) for each in self.read()}
 
-    def add(self, drawn: Drawn) -> None:
-        """Append a group; once this returns it is on the disk."""
-        rows = zip(drawn.names, drawn.continuations, strict=True)
+    def add(self, drawn: Drawn, *, names: Sequence[str]) -> None:
+        """Append a group; once this returns it is on the disk. The names of its asks are for people to read."""
+        rows = zip(names, drawn.continuations, strict=True)
         draws = [{"name": name, "stopped": one.stopped, "tokens": one.tokens, "log_probs": one.log_probs} for name, one in rows]
         self._append({"group": drawn.group, "seconds": drawn.seconds, "draws": draws})
 
@@ -88,9 +87,8 @@ def _drawn(line: str, where: str) -> Drawn:
     try:
         values = json.loads(line)
         draws = values["draws"]
-        names = tuple(str(each["name"]) for each in draws)
         found = tuple(Continuation(tuple(each["tokens"]), tuple(each["log_probs"]), each["stopped"]) for each in draws)
-        return Drawn(int(values["group"]), float(values["seconds"]), names, found)
+        return Drawn(int(values["group"]), float(values["seconds"]), found)
     except (ValueError, TypeError, KeyError) as error:
         raise LimbeckError(f"{where} is damaged: remove that line, what it held is then drawn again") from error
 

@@ -43,12 +43,12 @@ class Selection:
         self._seen: dict[str, str] = {}
         self._near: dict[str | None, NearDuplicates] = {}
 
-    def choose(self, ask: Ask, drawn: Continuation) -> Chosen:
-        """What becomes of one completion."""
+    def choose(self, ask: Ask, drawn: Continuation, *, place: tuple[int, int]) -> Chosen:
+        """What becomes of one completion, which is at a place (group, row) of what was drawn."""
         text = self._decoded(drawn)
         plain = ask.asked.messages is None
         answer = Answer(text) if plain else answer_of(text, template=self.template, prompt=ask.prompt.text)
-        record = self._record(ask, drawn, answer)
+        record = self._record(ask, drawn, answer) | {"drawn": list(place)}
         reason, about = self._reason(ask, drawn, answer, record)
         return Chosen(record if reason is None else {**record, "reason": reason, "about": about, "written": text}, reason)
 

@@ -64,11 +64,11 @@ class TokenLogProbs:
 def read_log_probs(folder: Path) -> Iterator[tuple[str, TokenLogProbs]]:
     """(document id, log-probs) of every completion that was kept in a folder, in the order of `completions.jsonl`."""
     with (folder / COMPLETIONS).open(encoding="utf-8") as lines:
-        ids = {record["name"]: record["id"] for record in map(json.loads, lines)}
+        ids = {tuple(record["drawn"]): record["id"] for record in map(json.loads, lines)}
     for drawn in read_draws(folder / DRAWN):
-        for name, continuation in zip(drawn.names, drawn.continuations, strict=True):
-            if name in ids:
-                yield ids[name], TokenLogProbs(continuation.tokens, continuation.log_probs)
+        for row, continuation in enumerate(drawn.continuations):
+            if (drawn.group, row) in ids:
+                yield ids[drawn.group, row], TokenLogProbs(continuation.tokens, continuation.log_probs)
 
 
 def _asked(spec: TeachText, teacher: TextTeacher, *, prompts: str, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -107,14 +107,15 @@ def _draw(spec: TeachText, groups: Sequence[Group], teacher: TextTeacher, file: 
         for group in missing:
             started = time.perf_counter()
             drawn = teacher.draw(group, key=f"{spec.seed} {group.number}")
-            file.add(Drawn(group.number, time.perf_counter() - started, tuple(ask.name for ask in group.asks), tuple(drawn)))
+            seconds = time.perf_counter() - started
+            file.add(Drawn(group.number, seconds, tuple(drawn)), names=[ask.name for ask in group.asks])
             tokens += sum(len(each.tokens) for each in drawn)
             advance(len(drawn), f"{tokens / (time.perf_counter() - begun):,.0f} tokens/s")
 
 
 def _choose(spec: TeachText, groups: Sequence[Group], selection: Selection, folder: Path, passages: Passages) -> dict[str, Any]:
     """Write what is kept and what is not, both from the beginning."""
-    asks, tally = {ask.name: ask for group in groups for ask in group.asks}, Tally()
+    tally = Tally()
     total = sum(len(group.asks) for group in groups)
     with (
         _whole_or_not_at_all(folder / COMPLETIONS) as kept,
@@ -123,11 +124,11 @@ def _choose(spec: TeachText, groups: Sequence[Group], selection: Selection, fold
     ):
         for drawn in read_draws(folder / DRAWN):
             tally.took(drawn.seconds)
-            for name, continuation in zip(drawn.names, drawn.continuations, strict=True):
-                chosen = selection.choose(asks[name], continuation)
+            for row, (ask, one) in enumerate(zip(groups[drawn.group].asks, drawn.continuations, strict=True)):
+                chosen = selection.choose(ask, one, place=(drawn.group, row))
                 tally.add(chosen)
                 (kept if chosen.reason is None else dropped).write(json.dumps(chosen.record, ensure_ascii=False) + "\n")
-            advance(len(drawn.names))
+            advance(len(drawn.continuations))
     texts = {"texts": passages.texts, "too_short": passages.too_short, "words": passages.words}
     return {"output": str(folder), "asked": total, **tally.summary(), "decontaminated_against": texts}
 
