@@ -45,7 +45,7 @@ def transplant(
 ) -> None:
     """Give a causal language model another tokenizer: rows of tokens that both have are copied, the others are made.
 
-    The folder is a Hugging Face model, to be trained further with `student.kind=huggingface`; `limbeck eval` says what was lost.
+    The folder is a Hugging Face model, to be trained with `student.kind=huggingface`; `limbeck eval` says what was lost.
     """
     chosen = method or (Method.mean if donor is None else Method.omp)
     if donor is not None and chosen not in (Method.omp, Method.focus):

@@ -108,13 +108,11 @@ def text_of(store: TokenStore, index: int, of: TokenBytes) -> str | None:
 
 def _write(path: Path, store: TokenStore, texts: TrainingTexts, student: TokenBytes, teacher: Tokenizer) -> None:
     left = Left()
-    if isinstance(texts, ChatTexts):
-        documents = _chats(store, texts, teacher, left=left)
-    else:
-        documents = _plain(store, student, teacher)
+    are_chats = isinstance(texts, ChatTexts)
+    documents = _chats(store, texts, teacher, left=left) if isinstance(texts, ChatTexts) else _plain(store, student, teacher)
 
     def learnt() -> dict[str, Any]:
-        return {"chats": left.statistics()} if isinstance(texts, ChatTexts) else {}
+        return {"chats": left.statistics()} if are_chats else {}
 
     about = {"format": FORMAT, "tokenizer": teacher.fingerprint, "counterpart of": store.documents_digest}
     write_token_store(path, documents, about=about, learnt=learnt, max_tokens=None, title="the teacher's")

@@ -28,10 +28,12 @@ CLOSEST = 2048
 
 
 def mean_rows(old_VD: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
-    """float32 [N, D]: the mean of the old rows of each token's pieces, of which each has one at least."""
+    """float32 [N, D]: the mean of the old rows of each token's pieces; of all rows where it has none."""
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in pieces])])[:-1]
     flat = torch.tensor([one for ids in pieces for one in ids], dtype=torch.int64)
-    return F.embedding_bag(flat, old_VD.float(), torch.from_numpy(offsets.astype(np.int64)), mode="mean")
+    rows_ND = F.embedding_bag(flat, old_VD.float(), torch.from_numpy(offsets.astype(np.int64)), mode="mean")
+    rows_ND[torch.tensor([not ids for ids in pieces])] = old_VD.float().mean(0)
+    return rows_ND
 
 
 def random_rows(old_VD: Tensor, count: int, *, seed: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Give a causal language model another tokenizer: rows of its input and output matrices for a new vocabulary.
 
 A token that both vocabularies have keeps its row: equal bytes, or the same role (end, end of turn, start), or a special token
-of the same name. The rows of the others are made (`limbeck.surgery.new_rows`), of an untied model in both matrices by themselves;
-a tied model stays tied, and its one matrix is treated as the input's. Ids that no token has get the mean row.
+of the same name. The rows of the others are made (`limbeck.surgery.new_rows`), of an untied model in each matrix by itself; a
+tied model stays tied, and its one matrix is treated as the input's. Ids that no token has get the mean row.
 
 Legend: V old ids, W new ids, D the model's width, E the donor's.
 """
@@ -208,7 +208,7 @@ def _filled(found: Vocabulary, old_VD: Tensor, made_ND: Tensor, *, rescale: bool
 
 def _pieces(found: Vocabulary, old: Tokenizer) -> list[list[int]]:
     """How the old tokenizer writes each token that is made; where that is no text by itself, the longest old tokens from its
-    left."""
+    left, without bytes that the old tokenizer has no token for."""
     offsets, ids = pieces(found.new, old)
     by_bytes = ids_by_bytes(found.old)
     longest = max(map(len, by_bytes))
@@ -222,10 +222,8 @@ def _pieces(found: Vocabulary, old: Tokenizer) -> list[list[int]]:
 def _from_left(content: bytes, by_bytes: Mapping[bytes, int], longest: int) -> list[int]:
     found: list[int] = []
     while content:
-        size = next((size for size in range(longest, 0, -1) if content[:size] in by_bytes), None)
-        if size is None:
-            raise SpecError(f"the model's own tokenizer has no token for byte 0x{content[0]:02X}: take --method random")
-        found.append(by_bytes[content[:size]])
+        size = next((size for size in range(longest, 0, -1) if content[:size] in by_bytes), 1)
+        found += [by_bytes[content[:size]]] if content[:size] in by_bytes else []
         content = content[size:]
     return found
 

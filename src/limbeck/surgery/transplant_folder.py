@@ -94,9 +94,7 @@ def _donor(name: str, new: Tokenizer) -> Donor:
 def _warn(done: Transplanted) -> None:
     for name, norms in done.norms.items():
         if norms.ratio is not None and abs(norms.ratio - 1) > ALIKE:
-            say(
-                f"the made rows of the {name} matrix are {norms.ratio:.2f} times as long as the copied ones (--rescale evens them)"
-            )
+            say(f"the made rows of the {name} matrix are {norms.ratio:.2f} times as long as copied ones (--rescale evens that)")
 
 
 def _model_card(about: dict[str, Any]) -> str:
@@ -109,8 +107,8 @@ tags: [limbeck, tokenizer-transplant]
 ---
 # {Path(about["model"]).name} with the tokenizer of {Path(about["tokenizer"]).name}
 
-`{about["model"]}` with another tokenizer, by Limbeck, and not trained since: {tokens["copied"] + tokens["copied_special"]:,} rows
-are the model's own, {tokens["made"]:,} are made (`{about["asked"]["method"]}`{by}). {TRANSPLANT} says more.
+`{about["model"]}` with another tokenizer, by Limbeck, and not trained since: {tokens["copied"] + tokens["copied_special"]:,}
+rows are the model's own, {tokens["made"]:,} are made (`{about["asked"]["method"]}`{by}). {TRANSPLANT} says more.
 
 ```python
 from transformers import AutoModelForCausalLM

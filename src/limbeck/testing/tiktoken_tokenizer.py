@@ -45,7 +45,7 @@ def _backend(ranks: Mapping[bytes, int], pattern: str, special: Mapping[str, int
     words = pre_tokenizers.Split(Regex(in_oniguruma(pattern)), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
-    names = {index: name for name, index in reversed(special.items())}  # of two names of one id, the first
+    names = {index: name for name, index in reversed(list(special.items()))}  # of two names of one id, the first
     ids = range(len(ranks), max(names) + 1)
     backend.add_special_tokens(
         [AddedToken(names.get(one, f"<|reserved_{one}|>"), special=True, normalized=False) for one in ids]
