@@ -71,7 +71,27 @@ def test_live_and_stored_chunks_train_the_same_student(across: dict[str, Any], k
     summary = open_run(one).summary
     assert summary is not None
     assert summary["kl_to_teacher_nats"] is None
+    assert summary["teacher"]["bits_per_byte"] == pytest.approx(_bits_per_byte(across), rel=1e-5)
     assert hf.load(one / "student")[2] == 310  # the student's own vocabulary
+
+
+def _bits_per_byte(values: dict[str, Any]) -> float:
+    """Of the teacher on the held-out texts in its own tokens, by a plain float64 softmax over its windows of 48 and 16."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = values["teacher"]["model"]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    nats, num_bytes = 0.0, 0
+    for path in Path(values["data"]["heldout"]["paths"][0]).parent.glob("*.txt"):
+        ids = [0, *tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]]
+        num_bytes += len(path.read_bytes())
+        for first in [0, *range(48, len(ids) - 1, 32)]:
+            start = max(first - 16, 0)
+            stop = min(start + 48, len(ids) - 1)
+            with torch.no_grad():
+                log_probs = model(torch.tensor([ids[start:stop]])).logits[0].double().log_softmax(-1)
+            nats -= sum(float(log_probs[at - start, ids[at + 1]]) for at in range(first, stop))
+    return nats / np.log(2) / num_bytes
 
 
 def test_the_teachers_flops_are_those_of_its_own_tokens(across: dict[str, Any]) -> None:

@@ -193,12 +193,12 @@ class _Document:
                 self._take_means(number, first, logits_RV)
                 continue
             places = heads.of(first, stop)
-            if not len(places):
-                continue
-            if signal.distribution == "bytes":
+            if signal.distribution == "bytes" and len(places):
                 heads.put(first + places, _byte_rows(torch.cat(bytes_)[places], k=signal.k))
-            else:
-                heads.put(first + places, self._most_probable(logits_RV[places], first + places, k=signal.k))
+                continue
+            for start in range(0, len(places), _ROWS_AT_ONCE):
+                some = places[start : start + _ROWS_AT_ONCE]
+                heads.put(first + some, self._most_probable(logits_RV[some], first + some, k=signal.k))
 
     def _take_means(self, number: int, first: int, logits_RV: Tensor) -> None:
         """Sums over the positions of each chunk; those that are complete become ids."""

@@ -126,10 +126,11 @@ def _save(setup: Setup, student: StudentModel, folder: Path, *, tokenizer_folder
 
 def _teacher(setup: Setup) -> dict[str, Any] | None:
     """The teacher beside the student: its own bits per byte on the same documents."""
-    if setup.reference is None:
+    beside = setup.reference or setup.teacher_apart
+    if beside is None:
         return None
     return {
-        "name": setup.reference.teacher,
-        "bits_per_byte": setup.reference.bits_per_byte,
+        "name": beside.teacher,
+        "bits_per_byte": beside.bits_per_byte,
         "flops_per_token": setup.teacher_flops_per_scored_token or None,
     }

@@ -50,6 +50,7 @@ from limbeck.train.parallel import Processes, from_first, start_processes, wait_
 from limbeck.train.pool import AskedRows, pool_size
 from limbeck.train.sharding import shard
 from limbeck.train.split import MovedRows, teacher_device
+from limbeck.train.teacher_apart import TeacherApart, teacher_apart
 from limbeck.train.texts import Texts, first_process_first
 from limbeck.train.writers import Writers, open_writers
 
@@ -89,6 +90,8 @@ class Setup:
     device: torch.device
     dtype: torch.dtype
     reference: Reference | None
+    teacher_apart: TeacherApart | None
+    """Where there is no reference because student and teacher read other tokens."""
     start: StartRecord | None
     """None where the student begins at random."""
     pruned: PrunedRecord | None
@@ -209,6 +212,7 @@ def _opened(
         device=device,
         dtype=dtype,
         reference=reference,
+        teacher_apart=_apart(recipe, texts, teacher, device=device, processes=processes),
         start=_start_record(recipe, start),
         pruned=_pruned_record(recipe, pruned),
         student_costs=costs,
@@ -382,3 +386,11 @@ def _reference(
         teacher.make_reference()  # into the cache, where it is found
         return teacher_reference(recipe.teacher, texts.heldout, device=device)
     return teacher_reference(recipe.teacher, texts.heldout, device=teacher.device if teacher else device, teacher=teacher)
+
+
+def _apart(
+    recipe: Recipe, texts: Texts, teacher: Teacher | AskedRows | None, *, device: torch.device, processes: Processes
+) -> TeacherApart | None:
+    if not recipe.evaluation.kl_to_teacher or not processes.is_first:
+        return None
+    return teacher_apart(recipe, texts, device=device, teacher=teacher if isinstance(teacher, Teacher) else None)
