@@ -176,7 +176,7 @@ def check_stores(cells: Cells) -> None:
         recipe = cell.recipe
         if not recipe.uses_store or is_published(recipe.store_path):
             continue
-        asked = (recipe.teacher, recipe.signal, recipe.data.train, recipe.data.tokenizer)
+        asked = (recipe.teacher, recipe.signal, recipe.data.train, recipe.data.tokenizer, recipe.data.chat_template)
         first, other = written.setdefault(recipe.store_path, (name, asked))
         if other != asked:
             raise SpecError(
