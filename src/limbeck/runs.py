@@ -3,6 +3,7 @@
     RUN/recipe.yaml        the resolved recipe
     RUN/environment.json   versions, device, processor
     RUN/preflight.json     what the first batch showed before the first step, and which weights the student began with
+    RUN/stages.json        of a curriculum: what the texts of each stage are like
     RUN/metrics.jsonl      one record a line: `event` train, eval, milestone or experts, always with the six costs; with a
                            curriculum also `stage` (its name) and `sequence_length`
     RUN/checkpoint.pt      what resuming needs (written by `limbeck.train.checkpoint`);
@@ -117,6 +118,16 @@ def read_preflight(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def read_stages(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Of every stage that has been opened what its texts are: padding, documents left out, traces; empty without stages."""
+    file = Path(path) / "stages.json"
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise LimbeckError(f"{file} is damaged ({error}): remove it, the same command continues") from error
+    return found
+
+
 def require_recipe(path: str | Path, recipe: Recipe) -> None:
     """`SpecError` if the run folder holds a run of another recipe."""
     _refuse_another_recipe(Path(path), open_run(path).recipe.model_dump(mode="json"), recipe)
@@ -157,15 +168,25 @@ class RunWriter:
         kept = [record for record in every if (record["event"], record["step"], record.get("stage")) != forgotten]
         write_atomically(metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def record(
-        self, event: str, costs: Costs, *, layers: Sequence[Mapping[str, float | None]] = (), **values: float | None
+    def record(self, event: str, costs: Costs, **values: float | None) -> None:
+        """Append one record."""
+        self._append(event, costs, values, {})
+
+    def record_layers(
+        self, event: str, costs: Costs, layers: Sequence[Mapping[str, float | None]], **means: float | None
     ) -> None:
-        """Append one record. What is known of each of the student's `layers` the listener is not told."""
-        of_layers = {"layers": list(layers)} if layers else {}
+        """The same with what is known of each of some layers, which the listener is not told."""
+        self._append(event, costs, means, {"layers": list(layers)})
+
+    def _append(self, event: str, costs: Costs, values: Mapping[str, float | None], beside: Mapping[str, Any]) -> None:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **asdict(costs), **self.stage, **values, **of_layers}) + "\n")
+            file.write(json.dumps({"event": event, **asdict(costs), **self.stage, **values, **beside}) + "\n")
         if self.listener is not None:
             self.listener(event, costs, values)
+
+    def keep_stage(self, name: str, **values: Any) -> None:
+        """Keep what is known of a stage when it is opened."""
+        write_atomically(self.path / "stages.json", json.dumps({**read_stages(self.path), name: values}, indent=1))
 
     def preflight(self, **values: Any) -> None:
         """Keep what is known before the first step."""

@@ -19,6 +19,7 @@ from limbeck.report import formats
 from limbeck.report.arms import Arm, Arms, Band, Cost, finite
 from limbeck.report.blocks import Drawn
 from limbeck.report.comparisons import nearest_pairs
+from limbeck.report.stages import mark_stages
 from limbeck.report.statistics import moving_mean
 
 MOST_CURVES = 12
@@ -111,6 +112,7 @@ def _draw_bits(arms: Arms, cost: Cost, *, teacher_bits: float | None) -> Drawn |
         _draw_lines(axes, curves, arms)
         if teacher_bits is not None:
             _teacher_line(axes, teacher_bits)
+        mark_stages(axes, chosen(arms), cost)
         axes.set_ylabel("held-out bits per byte")
         _cost_axis(axes, cost, words)
 
@@ -223,6 +225,7 @@ def draw_training(arms: Arms) -> Drawn | None:
             smooth = moving_mean(curve.values, window=window)
             axes.plot(curve.costs, smooth, look.line, color=look.colour, linewidth=look.width * 0.8)
         _legend(axes, axes.get_lines(), [label_of(arms.named(name), arms) for name in logged])
+        mark_stages(axes, chosen(arms), "tokens")
         axes.set_ylabel("training loss, nats/token")
         _cost_axis(axes, "tokens", "training tokens")
 

@@ -21,6 +21,7 @@ from limbeck.report.calibration import draw_reliability
 from limbeck.report.cells import StudyView
 from limbeck.report.comparisons import Comparison, comparisons
 from limbeck.report.eval_tables import detail_tables, eval_names, metric_difference_table, metric_table
+from limbeck.report.experts import course_table, draw_experts, expert_table
 from limbeck.report.figures import MOST_CURVES, chosen, draw_curves
 from limbeck.report.files import write_files
 from limbeck.report.forest import draw_differences
@@ -36,6 +37,7 @@ from limbeck.report.setup import (
     setup_table,
     store_table,
 )
+from limbeck.report.stages import milestone_table, stage_table, trace_table
 from limbeck.report.tables import arms_table, cells_table, comparison_table, cost_table, curve_table, equal_table
 from limbeck.runs import Run
 
@@ -68,6 +70,8 @@ def study_blocks(view: StudyView) -> list[Block]:
         *_curves(arms, teacher),
         *_axes(arms, axes, findings),
         *_costs(arms),
+        *_stages(arms),
+        *_experts(arms),
         *_rollouts(arms),
         *_predicted(view, arms),
         *_stores(view, arms),
@@ -158,6 +162,31 @@ _EQUAL_NOTE = (
     "measurements, before its learning rate has decayed; both count against it. "
     "“No overlap”: the longer run was first measured beyond the shorter one’s end. “No difference told”: the interval over "
     "seeds contains zero, or with one seed not more than the half-width of the final interval."
+)
+
+
+def _stages(arms: Arms) -> list[Block]:
+    tables = [table for table in (stage_table(arms), milestone_table(arms), trace_table(arms)) if table is not None]
+    return [Heading("Stages"), *tables, Paragraph(_STAGES_NOTE, soft=True)] if tables else []
+
+
+_STAGES_NOTE = (
+    "Bits per byte are those of held-out documents in windows of the stage’s own length, so that stages of other lengths do "
+    "not quite compare. Padding is the share of positions that hold nothing; left out are documents longer than a sequence. "
+    "Students of milestones/ and stages/ in each run’s folder are "
+    "measured with `limbeck eval`, side by side with --by-position."
+)
+
+
+def _experts(arms: Arms) -> list[Block]:
+    found = [block for block in (draw_experts(arms), expert_table(arms), course_table(arms)) if block is not None]
+    return [Heading("Experts"), *found, Paragraph(_EXPERTS_NOTE, soft=True)] if found else []
+
+
+_EXPERTS_NOTE = (
+    "On the same held-out tokens at every evaluation. Busiest / mean: tokens of the busiest expert over the mean, 1 where all "
+    "see as many. Entropy / even: that of the loads over that of even ones. Dead: experts that see less than a tenth of the "
+    "mean. Drift: the share of a token’s experts that are others than at the evaluation before, and than at the first."
 )
 
 

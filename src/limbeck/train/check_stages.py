@@ -1,5 +1,6 @@
 """What can be known of later stages before the first step is: hours should not be spent before a mistake is found."""
 
+from limbeck.data.streams import open_stream
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.progress import say
 from limbeck.signals.store import SignalStore
@@ -35,6 +36,7 @@ def _check(recipe: Recipe, texts: Texts, *, than: Texts) -> None:
     if recipe.uses_store:
         check_store(SignalStore.open(recipe.store_path), recipe, texts)
     check_reads_whole(recipe, texts)
+    open_stream(recipe.data, texts.train, seed=recipe.seed)
     if recipe.on_policy is not None:
         open_prompts(recipe, texts.train, texts.tokenizer)
 

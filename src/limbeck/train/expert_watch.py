@@ -54,7 +54,7 @@ def watch_experts(setup: Setup, recipe: Recipe, costs: Costs, *, path: Path, wri
         values["drift"] = drift(np.load(earlier[-1])[layer], expert_Nk) if earlier else None
         values["drift_from_first"] = drift(np.load(earlier[0])[layer], expert_Nk) if earlier else None
         layers.append(values)
-    writer.record("experts", costs, layers=layers, **_means(layers))
+    writer.record_layers("experts", costs, layers, **_means(layers))
     (path / FOLDER).mkdir(exist_ok=True)
     np.save(path / FOLDER / f"{costs.step}.npy", expert_MNk.astype(np.uint16), allow_pickle=False)
 

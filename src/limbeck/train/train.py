@@ -96,7 +96,10 @@ def _run(setup: Setup, course: Course, checked: Preflight, *, path: Path, writer
             began["pruned"] = setup.pruned.key
         writer.preflight(**asdict(checked), **began)
         if course.stage is not None:
-            writer.stage = {"stage": course.stage.name, "sequence_length": setup.recipe.data.sequence_length}
+            length, stream = setup.recipe.data.sequence_length, setup.loader.stream
+            writer.stage = {"stage": course.stage.name, "sequence_length": length}
+            texts = {"padding_share": stream.padding_share, "documents_left_out": stream.left_out}
+            writer.keep_stage(course.stage.name, **texts, chats=setup.texts.train.chats)
     return run(setup, path=path, writer=writer, course=course)
 
 
