@@ -103,7 +103,10 @@ def test_a_template_that_looks_into_messages_is_refused(chatml: Tokenizer, tmp_p
         render(chat(messages(("user", "Abc"))), twice)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=12), st.text(max_size=5)), min_size=1, max_size=6))
+_MESSAGE = st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=12), st.text(max_size=5))
+
+
+@given(st.lists(_MESSAGE, min_size=1, max_size=6))
 @settings(max_examples=80, deadline=None)
 def test_bodies_are_found_whatever_they_say(chatml: Tokenizer, said_by: list[tuple[str, str, str]]) -> None:
     """In a template that writes messages as they are, spans are the texts of the chat, and what is between is the template."""
