@@ -6,6 +6,7 @@ Shapes: T positions, V vocabulary.
 import errno
 import json
 import os
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,14 @@ def test_log_probs_are_the_teachers_own_at_every_effort(
         assert stopped == (found.tokens[-1] in (1, OVER))
         assert backend.decode(found.tokens[: len(found.tokens) - stopped]) == answer["content"]
         assert record["tokens"] == len(found.tokens) <= {"low": 5, "high": 12}[record["reasoning_effort"]]
-    assert {record["reasoning_effort"] for record in records} == {"low", "high"}
+    for effort, told in summary["efforts"].items():
+        own = [record for record in records if record["reasoning_effort"] == effort]
+        tokens = [record["tokens"] for record in own]
+        assert (told["drawn"], told["kept"], told["tokens"]) == (14, len(own), sum(tokens))
+        assert told["stopped"] >= sum(record["outcome"] == "stopped" for record in own)
+        assert told["length"]["median"] == statistics.median(tokens) and told["length"]["most"] == max(tokens)
+        assert told["log_prob_nats_per_token"] == pytest.approx(sum(record["log_prob_nats"] for record in own) / sum(tokens))
+    assert set(summary["efforts"]) == {"low", "high"}
     assert {record["outcome"] for record in records} == {"stopped", "truncated"}
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from on_policy_world import make_student, on_policy
-from test_train_processes import finish, torchrun, write_recipe
+from several_processes import Group, several
+from test_train_processes import write_recipe
 
 from limbeck.runs import open_run
 
@@ -16,8 +17,7 @@ pytestmark = pytest.mark.slow
 def test_two_processes_share_out_a_step(values: dict[str, Any], tmp_path: Path) -> None:
     student = make_student(tmp_path / "student")
     file, recipe = write_recipe(on_policy(values, student, budget={"kind": "steps", "amount": 3}), tmp_path)
-    done = finish(torchrun("-m", "limbeck.cli.main", "train", str(file)))
-    assert done.returncode == 0, done.stderr
+    assert several(tmp_path, Group(2, [file])) == [[{"code": 0, "errors": {}}] * 2]
     path = Path(recipe.run_path)
     names = ("rollouts.jsonl", "rollouts-1.jsonl")
     by_process = [[json.loads(line) for line in (path / name).read_text(encoding="utf-8").splitlines()] for name in names]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from several_processes import Group, several
 
 from limbeck.errors import StoreError
 from limbeck.runs import open_run
@@ -165,24 +167,9 @@ def init(self, signals, tokens, *, signal):
     original(self, signals, tokens, signal=signal)
 
 StoreRows.__init__ = init
-from limbeck.cli.main import main
-main()
 """
-
-
-def test_the_second_process_checks_its_rows_too(values: dict[str, Any], tmp_path: Path) -> None:
-    file, recipe = write_recipe(values, tmp_path)
-    write_recipe_stores([recipe])
-    script = tmp_path / "shifted.py"
-    script.write_text(OTHER_TOKENS_IN_ONE, encoding="utf-8")
-    done = finish(torchrun(str(script), "train", str(file)))
-    assert done.returncode != 0
-    assert "the row belongs to other tokens" in done.stderr
-    assert not Path(recipe.run_path, "summary.json").exists()
-
-
 STOPPED_IN_ONE = """
-import os, signal, sys
+import os, signal
 from limbeck.train import loop
 
 original, steps = loop.optimizer_step, []
@@ -194,28 +181,59 @@ def step(*arguments, **named):
     return original(*arguments, **named)
 
 loop.optimizer_step = step
-from limbeck.cli.main import main
-main()
 """
+TWELVE_STEPS = {"objective": {"kind": "ce"}, "budget": {"kind": "steps", "amount": 12}}
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(values: dict[str, Any], tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"objective": {"kind": "ce"}, "budget": {"kind": "steps", "amount": 12}}
-    file, recipe = write_recipe(values, tmp_path, **changes, name="hurt")
-    script = tmp_path / "stopped.py"
-    script.write_text(STOPPED_IN_ONE, encoding="utf-8")
-    done = finish(torchrun(str(script), "train", str(file)))
-    assert done.returncode != 0
-    path = Path(recipe.run_path)
-    assert torch.load(path / "checkpoint.pt", weights_only=True)["costs"]["step"] == 4, done.stderr
+@dataclass(frozen=True)
+class Pairs:
+    """What two pairs of processes ended with: one where rows are of other tokens, one where the second is told to stop."""
+
+    stopped: Recipe
+    shifted: Recipe
+    ended: list[list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Pairs]:
+    """Of a tiny recipe's values; made when first asked for, in one launch."""
+    folder = tmp_path_factory.mktemp("pairs")
+    made: list[Pairs] = []
+
+    def make(values: dict[str, Any]) -> Pairs:
+        if not made:
+            tiny = {**values, "output": str(folder)}
+            shifted = write_recipe(tiny, folder, name="shifted")
+            stopped = write_recipe(tiny, folder, **TWELVE_STEPS, name="stopped")
+            refused = write_recipe(tiny, folder, objective={"kind": "ce"}, batch={"sequences": 3}, name="refused")
+            write_recipe_stores([shifted[1]])
+            groups = Group(2, [shifted[0]], OTHER_TOKENS_IN_ONE), Group(2, [refused[0], stopped[0]], STOPPED_IN_ONE)
+            made.append(Pairs(stopped[1], shifted[1], several(folder, *groups)))
+        return made[0]
+
+    return make
+
+
+def test_the_second_process_checks_its_rows_too(values: dict[str, Any], pairs: Callable[..., Pairs]) -> None:
+    found = pairs(values)
+    _, second = found.ended[0]
+    assert "the row belongs to other tokens" in second["errors"]["shifted"]
+    assert not Path(found.shifted.run_path, "summary.json").exists()
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    values: dict[str, Any], pairs: Callable[..., Pairs], tmp_path: Path
+) -> None:
+    found = pairs(values)
+    path = Path(found.stopped.run_path)
+    assert torch.load(path / "checkpoint.pt", weights_only=True)["costs"]["step"] == 4
+    assert all("stopped after step 4" in each["errors"]["stopped"] for each in found.ended[1])
     assert len(losses(path)) == 4
-    undisturbed = train(write_recipe(values, tmp_path, **changes, name="calm")[1])
-    assert train(recipe) == path  # one process continues what two began
+    undisturbed = train(write_recipe(values, tmp_path, **TWELVE_STEPS, name="calm")[1])
+    assert train(found.stopped) == path  # one process continues what two began
     assert losses(path) == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
-    file, _ = write_recipe(values, tmp_path, objective={"kind": "ce"}, batch={"sequences": 3})
-    done = finish(torchrun("-m", "limbeck.cli.main", "train", str(file)))
-    assert done.returncode != 0
-    assert "batch.sequences=3 is not a multiple of the 2 processes" in done.stderr
+def test_a_batch_that_cannot_be_shared_is_refused(values: dict[str, Any], pairs: Callable[..., Pairs]) -> None:
+    for each in pairs(values).ended[1]:
+        assert "batch.sequences=3 is not a multiple of the 2 processes" in each["errors"]["refused"]

@@ -78,6 +78,8 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     rows = [
         [
             name,
+            str(each["drawn"]),
+            str(each["stopped"]),
             str(each["kept"]),
             human(each["tokens"]),
             "–" if each["log_prob_nats_per_token"] is None else f"{each['log_prob_nats_per_token']:.3f}",
@@ -90,7 +92,7 @@ def _lines(summary: dict[str, Any]) -> list[str]:
         f"kept {summary['kept']} of {summary['drawn']} completions" + (f"; left out: {left_out}" if left_out else ""),
         f"{human(summary['tokens_drawn'])} tokens drawn, {summary['tokens_per_second']:,.0f} a second",
         "",
-        *table(["effort", "kept", "tokens", "nats per token", "length (median, most)", "trace"], rows),
+        *table(["effort", "drawn", "stopped", "kept", "tokens", "nats per token", "length (median, most)", "trace"], rows),
     ]
 
 

@@ -14,6 +14,8 @@ from limbeck.teach.select import REASONS, Chosen
 class _Kept:
     """Of one effort."""
 
+    drawn: int = 0
+    stopped: int = 0
     tokens: list[int] = field(default_factory=list)
     trace_tokens: list[int] = field(default_factory=list)
     log_prob_nats: float = 0.0
@@ -39,6 +41,8 @@ class Tally:
         self.tokens += record["tokens"]
         self._outcomes[record["outcome"]] += 1
         kept = self._efforts.setdefault(record.get("reasoning_effort", "none"), _Kept())
+        kept.drawn += 1
+        kept.stopped += record["outcome"] == "stopped"
         if chosen.reason is not None:
             self._reasons[chosen.reason] += 1
             return
@@ -63,6 +67,8 @@ class Tally:
 def _of_effort(kept: _Kept) -> dict[str, Any]:
     tokens = sum(kept.tokens)
     return {
+        "drawn": kept.drawn,
+        "stopped": kept.stopped,
         "kept": len(kept.tokens),
         "tokens": tokens,
         "log_prob_nats_per_token": kept.log_prob_nats / tokens if tokens else None,
