@@ -1,11 +1,13 @@
 """Likelihood matching of chunks: its formula by plain loops, joined chunks, its scale, and what it is at equal tokenizers."""
 
+import math
+
 import pytest
 import torch
 from across_problem import END, STUDENT, ChunkProblem, alm, chunk_problem, joined, part_of
 from torch import Tensor
 
-from limbeck.objectives.across_terms import likelihood_matching
+from limbeck.objectives.across_terms import likelihood_matching, log1mexp
 from limbeck.spec.across_tokenizers import ALM
 from limbeck.spec.objective import CrossEntropy, Mixture, WeightedTerm
 
@@ -121,6 +123,13 @@ def test_its_slope_grows_to_that_of_a_cross_entropy(t: float, s: float) -> None:
     loss = 1e3 * likelihood_matching(torch.tensor([t], dtype=torch.float64), student, temperature=1e3)
     (slope,) = torch.autograd.grad(loss.sum(), student)
     assert slope.item() == pytest.approx(t / s - 1, rel=0.02, abs=0.02)
+
+
+@pytest.mark.parametrize("x", [-1e-6, -1e-3, -0.5, -0.7, -3.0, -15.0, -60.0])
+def test_the_other_side_of_the_coin_is_exact_in_float32(x: float) -> None:
+    found = log1mexp(torch.tensor(x))
+    expected = -sum(math.exp(k * x) / k for k in range(1, 60)) if x < -1 else math.log(-math.expm1(x))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_it_is_finite_at_the_ends_in_float32() -> None:
