@@ -188,3 +188,14 @@ def test_at_equal_tokenizers_it_orders_trained_students_as_the_exact_kl_does() -
             student_VV = (student_VV - 0.3 * gradient_VV).detach().requires_grad_()
     by_kl, by_alm = (sorted(range(15), key=[pair[place] for pair in found].__getitem__) for place in (0, 1))
     assert by_kl == by_alm
+
+
+def test_the_end_of_a_document_needs_no_position_after_it() -> None:
+    given = chunk_problem((1, 2, 1))
+    given.rows.boundary_T.fill_(-20.0)
+    given.targets_T[-1] = END
+    expected, tokens = by_loops(given, ALM())
+    found = given.loss(ALM())
+    assert tokens == 4
+    assert found.per_term["alm_share"].item() == 1
+    torch.testing.assert_close(found.loss, expected, rtol=0, atol=1e-12)
