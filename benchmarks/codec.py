@@ -35,7 +35,7 @@ from limbeck.spec.load import load_recipe
 from limbeck.spec.signal import HardSignal, HybridSignal, SampledSignal, StoredSignal, TopKSignal, TopPSignal
 from limbeck.teachers.huggingface import load_teacher
 from limbeck.teachers.score import passages, score_logits
-from limbeck.train.setup import open_texts
+from limbeck.train.texts import open_texts
 
 SIGNALS: dict[str, StoredSignal] = {
     "sampled-12": SampledSignal(draws=12),

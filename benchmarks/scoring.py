@@ -24,7 +24,7 @@ from limbeck.spec.signal import HardSignal, SampledSignal, StoredSignal, TopKSig
 from limbeck.teachers.cache import write_stores
 from limbeck.teachers.huggingface import load_teacher
 from limbeck.teachers.score import BATCH_TOKENS, batches, padded, passages
-from limbeck.train.setup import open_texts
+from limbeck.train.texts import open_texts
 
 SIGNALS: dict[str, StoredSignal] = {
     "sampled-50": SampledSignal(draws=50),

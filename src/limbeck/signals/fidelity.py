@@ -170,7 +170,8 @@ def _teacher(store: SignalStore, reference: SignalStore | None) -> Source:
     one, two = reference.signal, store.signal
     assert not isinstance(two, HardSignal | ChunksSignal)
     if isinstance(one, HardSignal | ChunksSignal):
-        return Source("teacher", None, f"not measured: {reference.path} holds {one.kind}, which gives no KL")
+        held = "the top-1" if isinstance(one, HardSignal) else "log-probs of chunks"
+        return Source("teacher", None, f"not measured: {reference.path} holds {held} alone, which gives no KL")
     if one.temperature != two.temperature:
         raise StoreError(
             f"{reference.path} is at temperature {one.temperature} and {store.path} at {two.temperature}, which would count "
