@@ -201,6 +201,7 @@ def test_a_target_among_the_atoms_is_that_atom_alone() -> None:
     found = matching_pursuit(2.5 * atoms_ME[:5], atoms_ME, atoms=4)
     assert found.chosen_BK[:, 0].tolist() == [0, 1, 2, 3, 4]
     assert torch.allclose(found.coefficients_BK, torch.tensor([2.5, 0, 0, 0]).expand(5, 4), atol=1e-5)
+    assert all(len(set(chosen)) == 4 for chosen in found.chosen_BK.tolist())
 
 
 @settings(max_examples=25, deadline=None)
