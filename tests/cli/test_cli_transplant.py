@@ -22,7 +22,10 @@ def test_the_result_learns_from_the_donor_by_exact_kl(
     assert told["next"].endswith(f"student.model={out}")
     file = tmp_path / "recipe.yaml"
     student = {"kind": "huggingface", "model": str(out)}
-    file.write_text(yaml.safe_dump({**values, "student": student, "budget": {"kind": "steps", "amount": 1}}), encoding="utf-8")
+    file.write_text(
+        yaml.safe_dump({**values, "student": student, "signal": {"kind": "dense"}, "budget": {"kind": "steps", "amount": 1}}),
+        encoding="utf-8",
+    )
     trained = limbeck("train", file)
     assert trained.code == 0, trained.err
 
