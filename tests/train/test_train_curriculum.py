@@ -14,8 +14,9 @@ from limbeck.runs import open_run
 from limbeck.signals.store import SignalStore
 from limbeck.study import stores
 from limbeck.study.stores import write_recipe_stores
-from limbeck.train import on_the_way, resume
+from limbeck.train import loop, on_the_way, resume
 from limbeck.train import train as entry
+from limbeck.train.setup import open_setup
 from limbeck.train.train import train
 
 CE = {"objective": {"kind": "ce"}}
@@ -195,3 +196,26 @@ def test_a_store_holds_the_texts_of_all_stages(
     assert write_recipe_stores([recipe]) == [recipe.store_path] == write_recipe_stores([recipe])
     assert len(SignalStore.open(recipe.store_path).document_ids) == 6
     assert len(open_run(train(recipe)).events("train")) == 8
+
+
+def test_a_stage_reads_from_the_beginning_or_goes_on(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps each: the second stage changes the loss alone and reads the third step; the third reads its own first one."""
+    shares = [
+        {"name": "one", "share": 0.25},
+        {"name": "two", "share": 0.25, "changes": {"objective.z_loss_weight": 0.1}},
+        {"name": "three", "share": 0.5, "changes": {"data.sequence_length": 48}},
+    ]
+    recipe = recipe_of(values, **CE, curriculum=shares)
+    read: list[torch.Tensor] = []
+    step = loop.optimizer_step
+
+    def watched(setup: Any, optimizer: Any, batches: Any, **named: Any) -> Any:
+        read.append(torch.cat([batch.tokens_BT for batch in batches]))
+        return step(setup, optimizer, batches, **named)
+
+    monkeypatch.setattr(loop, "optimizer_step", watched)
+    train(recipe)
+    loaders = [open_setup(stage).loader for _, stage in recipe.stages]
+    expected = [loaders[0].step(number) for number in range(4)] + [loaders[2].step(number) for number in range(4)]
+    for found, batches in zip(read, expected, strict=True):
+        assert torch.equal(found, torch.cat([batch.tokens_BT for batch in batches]))
