@@ -11,9 +11,12 @@ from test_train_resume import Killed, at_step, kill, recipe_of, records, require
 
 from limbeck.errors import LimbeckError
 from limbeck.runs import open_run
+from limbeck.signals.store import SignalStore
+from limbeck.study import stores
 from limbeck.study.stores import write_recipe_stores
-from limbeck.train import on_the_way, resume
+from limbeck.train import loop, on_the_way, resume
 from limbeck.train import train as entry
+from limbeck.train.setup import open_setup
 from limbeck.train.train import train
 
 CE = {"objective": {"kind": "ce"}}
@@ -176,3 +179,43 @@ def test_what_a_later_stage_lacks_is_said_before_the_first_step(values: dict[str
     with pytest.raises(LimbeckError, match=r"^stage two: .*no-store"):
         train(recipe)
     assert not Path(recipe.run_path).exists()
+
+
+def test_a_store_holds_the_texts_of_all_stages(
+    values: dict[str, Any], texts_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of the texts, then five, two of them the same: six in the store, whether it was killed between the two or not."""
+    parts = [[f"{texts_folder}/train/{number}.txt" for number in numbers] for numbers in ((1, 2, 4), (2, 4, 5, 6, 7))]
+    texts = [{"data.train": {"kind": "files", "paths": paths}} for paths in parts]
+    shares = [{"name": name, "share": 0.5, "changes": change} for name, change in zip(("one", "two"), texts, strict=True)]
+    recipe = recipe_of(values, curriculum=shares)
+    with monkeypatch.context() as patched:
+        patched.setattr(stores, "extend_store", lambda *arguments, **named: kill())
+        with pytest.raises(Killed):
+            write_recipe_stores([recipe])
+    assert write_recipe_stores([recipe]) == [recipe.store_path] == write_recipe_stores([recipe])
+    assert len(SignalStore.open(recipe.store_path).document_ids) == 6
+    assert len(open_run(train(recipe)).events("train")) == 8
+
+
+def test_a_stage_reads_from_the_beginning_or_goes_on(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps each: the second stage changes the loss alone and reads the third step; the third reads its own first one."""
+    shares = [
+        {"name": "one", "share": 0.25},
+        {"name": "two", "share": 0.25, "changes": {"objective.z_loss_weight": 0.1}},
+        {"name": "three", "share": 0.5, "changes": {"data.sequence_length": 48}},
+    ]
+    recipe = recipe_of(values, **CE, curriculum=shares)
+    read: list[torch.Tensor] = []
+    step = loop.optimizer_step
+
+    def watched(setup: Any, optimizer: Any, batches: Any, **named: Any) -> Any:
+        read.append(torch.cat([batch.tokens_BT for batch in batches]))
+        return step(setup, optimizer, batches, **named)
+
+    monkeypatch.setattr(loop, "optimizer_step", watched)
+    train(recipe)
+    loaders = [open_setup(stage).loader for _, stage in recipe.stages]
+    expected = [loaders[0].step(number) for number in range(4)] + [loaders[2].step(number) for number in range(4)]
+    for found, batches in zip(read, expected, strict=True):
+        assert torch.equal(found, torch.cat([batch.tokens_BT for batch in batches]))
