@@ -1,11 +1,13 @@
 """Likelihood matching of chunks: its formula by plain loops, joined chunks, its scale, and what it is at equal tokenizers."""
 
+import math
+
 import pytest
 import torch
 from across_problem import END, STUDENT, ChunkProblem, alm, chunk_problem, joined, part_of
 from torch import Tensor
 
-from limbeck.objectives.across_terms import likelihood_matching
+from limbeck.objectives.across_terms import likelihood_matching, log1mexp
 from limbeck.spec.across_tokenizers import ALM
 from limbeck.spec.objective import CrossEntropy, Mixture, WeightedTerm
 
@@ -123,6 +125,13 @@ def test_its_slope_grows_to_that_of_a_cross_entropy(t: float, s: float) -> None:
     assert slope.item() == pytest.approx(t / s - 1, rel=0.02, abs=0.02)
 
 
+@pytest.mark.parametrize("x", [-1e-6, -1e-3, -0.5, -0.7, -3.0, -15.0, -60.0])
+def test_the_other_side_of_the_coin_is_exact_in_float32(x: float) -> None:
+    found = log1mexp(torch.tensor(x))
+    expected = -sum(math.exp(k * x) / k for k in range(1, 60)) if x < -1 else math.log(-math.expm1(x))
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_it_is_finite_at_the_ends_in_float32() -> None:
     ends = torch.tensor([0.0, -1e-30, -1e-6, -0.1, -69.3, -1e3, -1e5])
     t_C, s_C = (each.flatten() for each in torch.meshgrid(ends, ends, indexing="ij"))
@@ -159,3 +168,34 @@ def test_at_equal_tokenizers_it_orders_students_as_the_exact_kl_does(temperature
     assert kl == sorted(kl)
     assert found == sorted(found)
     assert found[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_at_equal_tokenizers_it_orders_trained_students_as_the_exact_kl_does() -> None:
+    """Bigram tables that learn from a teacher's draws, from three beginnings, looked at five times each: one order."""
+    log_p_VV = (1.5 * torch.randn(13, 13, generator=torch.Generator().manual_seed(9), dtype=torch.float64)).log_softmax(-1)
+    found: list[tuple[float, float]] = []
+    for seed in range(3):
+        draw = torch.Generator().manual_seed(seed)
+        student_VV = torch.randn(13, 13, generator=draw, dtype=torch.float64, requires_grad=True)
+        for step in range(41):
+            if step % 10 == 0:
+                log_q_VV = student_VV.detach().log_softmax(-1)
+                kl_VV, alm_VV = log_p_VV - log_q_VV, likelihood_matching(log_p_VV, log_q_VV, temperature=100.0)
+                found.append(tuple((log_p_VV.exp() * each_VV).sum().item() for each_VV in (kl_VV, alm_VV)))
+            texts_VN = torch.multinomial(log_p_VV.exp(), 64, replacement=True, generator=draw)
+            loss = -student_VV.log_softmax(-1).gather(1, texts_VN).mean(-1).sum()
+            (gradient_VV,) = torch.autograd.grad(loss, student_VV)
+            student_VV = (student_VV - 0.3 * gradient_VV).detach().requires_grad_()
+    by_kl, by_alm = (sorted(range(15), key=[pair[place] for pair in found].__getitem__) for place in (0, 1))
+    assert by_kl == by_alm
+
+
+def test_the_end_of_a_document_needs_no_position_after_it() -> None:
+    given = chunk_problem((1, 2, 1))
+    given.rows.boundary_T.fill_(-20.0)
+    given.targets_T[-1] = END
+    expected, tokens = by_loops(given, ALM())
+    found = given.loss(ALM())
+    assert tokens == 4
+    assert found.per_term["alm_share"].item() == 1
+    torch.testing.assert_close(found.loss, expected, rtol=0, atol=1e-12)

@@ -7,6 +7,7 @@ import torch
 from across_problem import END, PIECES, STUDENT, TEACHER, ChunkProblem, chunk_problem, part_of, toy_pair
 from reference import bucket_kl, coarse, jensen_shannon
 from torch import Tensor
+from torch.nn.functional import pad
 
 from limbeck.objectives.across_prepared import prepare_across
 from limbeck.objectives.objective import objective_loss
@@ -166,6 +167,20 @@ def test_micro_batches_add_up(name: str) -> None:
         for part in (slice(0, 5), slice(5, total))
     ]
     torch.testing.assert_close(parts[0].loss + parts[1].loss, whole.loss, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padding_says_nothing(name: str) -> None:
+    """Id 0 of log-prob -inf, as a store fills short rows."""
+    term, distribution, make, _ = CASES[name]
+    given = make(0)
+    ids_TK, log_probs_TK = pad(given.rows.ids_TK, (0, 3)), pad(given.rows.log_probs_TK, (0, 3), value=-torch.inf)
+    rows = ChunkRows(**(vars(given.rows) | {"ids_TK": ids_TK, "log_probs_TK": log_probs_TK}))
+    longer = given.loss(term, distribution=distribution, rows=rows).loss
+    if term.kind in ("uld", "gold"):  # they compare as many of the student's as the row has
+        assert longer.isfinite()
+    else:
+        torch.testing.assert_close(longer, given.loss(term, distribution=distribution).loss, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -21,7 +21,9 @@ from reference import (
 )
 from torch import Tensor
 
+from limbeck.errors import SpecError
 from limbeck.signals.types import HybridRows, SampledRows, TopKRows
+from limbeck.spec.across_tokenizers import ALM
 from limbeck.spec.base import parse, spec_classes
 from limbeck.spec.objective import (
     CrossEntropy,
@@ -38,7 +40,16 @@ from limbeck.spec.objective import (
     check_signal,
 )
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
+from limbeck.spec.signal import (
+    ChunksSignal,
+    DenseSignal,
+    HardSignal,
+    HybridSignal,
+    SampledSignal,
+    Signal,
+    TopKSignal,
+    TopPSignal,
+)
 from limbeck.testing import Plain, check_objective
 from limbeck.testing.objectives import MIDWAY
 
@@ -232,7 +243,13 @@ def test_a_member_passes_the_suite_and_equals_its_formula(member: str, signal: s
 
 def test_the_suite_is_run_on_every_kind_of_objective() -> None:
     kinds = {spec.model_fields["kind"].default for spec in spec_classes(Recipe.model_fields["objective"].annotation)}
-    assert kinds - {objective.kind for objective, _, _ in MEMBERS.values()} == {"mixture", "custom"}
+    across = {"alm", "uld", "gold", "projected_kl", "byte_kl"}
+    assert kinds - {objective.kind for objective, _, _ in MEMBERS.values()} == {"mixture", "custom"} | across
+
+
+def test_terms_that_score_chunks_are_refused() -> None:
+    with pytest.raises(SpecError, match="scores chunks of text"):
+        check_objective(ALM(), signal=ChunksSignal())
 
 
 @pytest.mark.parametrize("member", list(MEMBERS))

@@ -65,10 +65,10 @@ def joined_units(chunks: Units, positions: Positions, *, closes_N: Tensor, needs
         return chunks
     first_C = last_C - chunks.tokens_N[last_C] + 1
     begins_C = torch.ones_like(last_C, dtype=torch.bool)
-    begins_C[1:] = closes_N[last_C[:-1]] | (first_C[1:] != last_C[:-1] + 1) | ~positions.follow(last_C[:-1], first_C[1:])
+    begins_C[1:] = closes_N[last_C[:-1]] | ~positions.follow(last_C[:-1], first_C[1:])
     ends_C = begins_C.roll(-1).index_fill(0, torch.tensor([len(last_C) - 1], device=last_C.device), True)
     next_C = (last_C + 1).clamp(max=len(closes_N) - 1)
-    counts_C = closes_N[last_C] & (~needs_next_N[last_C] | ((next_C > last_C) & positions.follow(last_C, next_C)))
+    counts_C = closes_N[last_C] & (~needs_next_N[last_C] | positions.follow(last_C, next_C))
     run_C = begins_C.cumsum(0) - 1
     log_prob_U = chunks.log_prob_N.new_zeros(len(last_C)).index_add(0, run_C, chunks.log_prob_N[last_C])
     last_U, first_U = last_C[ends_C], first_C[begins_C]

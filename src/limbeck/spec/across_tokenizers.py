@@ -2,6 +2,9 @@
 
 A chunk is the shortest run of text between two places where both tokenizations have a boundary. t and s are the teacher's and
 the student's log-prob of a chunk: the sum over its tokens. All of them read `signal.kind=chunks`, live or from a store.
+
+A loss is the sum over chunks divided by the target tokens of the step, as every loss is: micro-batches add up, and where each
+chunk is one token this is the mean over chunks.
 """
 
 from typing import ClassVar, Literal
@@ -26,10 +29,10 @@ class AcrossTerm(ObjectiveSpec):
 
 
 class ALM(AcrossTerm):
-    """Approximate likelihood matching (Minixhofer et al., arXiv 2503.20083): a coin's cross-entropy for each chunk.
+    """Approximate likelihood matching (Minixhofer et al., arXiv 2503.20083): a coin's KL for each chunk.
 
-    -[e^(t/T) s/T + (1 - e^(t/T)) log(1 - e^(s/T))], the mean over chunks. Its gradient is about 1/T of a cross-entropy's;
-    `rescaled` multiplies by T, so that it can be mixed with one.
+    -[e^(t/T) s/T + (1 - e^(t/T)) log(1 - e^(s/T))] less its value at s = t, a constant. Its gradient is about 1/T of a
+    cross-entropy's; `rescaled` multiplies by T, so that it can be mixed with one.
     """
 
     kind: Literal["alm"] = "alm"
@@ -37,16 +40,16 @@ class ALM(AcrossTerm):
     rescaled: bool = True
     boundary: float | None = Field(0.1, gt=0, lt=1)
     """Chunks are joined with those after them until the teacher gives at least this much to a next token that begins with white
-    space or ends the document, and the log of that probability is added to t, and the student's to s. None: chunks as they are.
-    """
+    space or ends the document, and the log of that probability is added to t, and the student's to s. What no such place ends
+    within a sequence is not scored. None: chunks as they are."""
     distributions: ClassVar[tuple[str, ...]] = ("none", "last", "mean", "index", "bytes")
 
 
 class ULD(AcrossTerm):
     """Universal logit distillation (Boizard et al., arXiv 2402.12030): the L1 distance of sorted probabilities.
 
-    Positions are paired by chunks (`signal.distribution=last`), or, as published, by index (`index`). Beyond the k largest the
-    two masses are compared.
+    Positions are paired by chunks (`signal.distribution=last`), with the probabilities of a chunk's earlier tokens multiplied
+    in, or, as published, by index (`index`). Beyond the k largest the two masses are compared.
     """
 
     kind: Literal["uld"] = "uld"
@@ -57,6 +60,7 @@ class GOLD(AcrossTerm):
     """The hybrid of General Online Logit Distillation (TRL's GOLD): tokens of equal bytes by Jensen-Shannon, the rest by ULD.
 
     A chunk of several tokens has its distribution at the last of them, times the probabilities of those before ("bayesian").
+    Of equal tokens those among the row's k are compared one by one, and all else as one more outcome, which TRL leaves out.
     """
 
     kind: Literal["gold"] = "gold"
@@ -71,7 +75,8 @@ class ProjectedKL(AcrossTerm):
     """P-KL of X-Token (NVIDIA, arXiv 2605.21699): the student's probabilities projected onto the teacher's tokens, forward KL.
 
     A student's token of equal bytes keeps its weight; one that the teacher splits gives 0.9, 0.09, ... to the pieces, scaled to
-    sum to 1. Within a chunk the student's are averaged as probabilities, the teacher's as log-probs.
+    sum to 1. Within a chunk the student's are averaged as probabilities, the teacher's as log-probs. All but the row's k tokens
+    are one more outcome, where X-Token renormalises.
     """
 
     kind: Literal["projected_kl"] = "projected_kl"

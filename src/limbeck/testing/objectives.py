@@ -6,6 +6,9 @@ ones absent, chunks and micro-batches of no consequence, padding silent, misalig
 probability stay finite in float32; that the loss pulls on the logits, and towards the teacher; and that the scale beside the
 forward KL is the one stated.
 
+Terms across tokenizers are refused: they score chunks of text and look from one position to the next, so positions are neither
+alike nor apart from one another, and the toy has one vocabulary. No loss of one's own reads chunks.
+
     from limbeck.testing import check_objective
     check_objective(Custom(function="my_losses:alpha_divergence"), signal=TopKSignal(k=8))
 
@@ -24,7 +27,7 @@ from limbeck.objectives.custom import load_functions
 from limbeck.objectives.objective import LossOutput, objective_loss
 from limbeck.objectives.schedule import Moment
 from limbeck.signals.types import SignalRows
-from limbeck.spec.objective import ForwardKL, Objective, check_signal
+from limbeck.spec.objective import ForwardKL, Objective, check_signal, crosses_tokenizers
 from limbeck.spec.signal import HybridSignal, Signal, TopKSignal
 from limbeck.testing.claims import Claims, claims_of
 from limbeck.testing.toy import Toy, in_float32, make_toy, padded, rows_at, taught, toy_rows
@@ -124,6 +127,8 @@ def check_objective(
     the gradient of that must be the objective's. `claims` are for terms that Limbeck does not know, `moment` for scheduled
     weights. A custom function that cannot be loaded is a `SpecError`.
     """
+    if crosses_tokenizers(objective):
+        raise SpecError(f"objective {objective.kind} scores chunks of text, and not positions: check a loss of one vocabulary")
     check_signal(objective, signal)
     load_functions(objective)
     case = _Case(objective, signal, moment)

@@ -13,8 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from limbeck.errors import SpecError
 from limbeck.signals.types import DenseRows, HardRows, HybridRows, SampledRows, SignalRows, TopKRows
-from limbeck.spec.signal import DenseSignal, HardSignal, HybridSignal, SampledSignal, Signal, TopKSignal, TopPSignal
+from limbeck.spec.signal import (
+    ChunksSignal,
+    DenseSignal,
+    HardSignal,
+    HybridSignal,
+    SampledSignal,
+    Signal,
+    TopKSignal,
+    TopPSignal,
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,8 @@ def toy_rows(signal: Signal, toy: Toy, *, seed: int = 2) -> SignalRows:
             head = _top_rows(probs_TV, torch.full_like(toy.targets_T, k), entropy_T)
             rest_TV = probs_TV.scatter(1, head.ids_TK, 0.0)
             return HybridRows(head.ids_TK, head.log_probs_TK, head.tail_T, *_drawn(rest_TV, draws, draw), entropy_T)
+        case ChunksSignal():
+            raise SpecError("signal chunks is about two vocabularies, and the toy has one: use another signal")
 
 
 def _top_rows(probs_TV: Tensor, kept_T: Tensor, entropy_T: Tensor) -> TopKRows:
