@@ -51,7 +51,8 @@ def said(tokenizer: Tokenizer, talk: list[dict[str, str]], **more: Any) -> list[
 def test_chatml_by_hand(chatml: Tokenizer) -> None:
     found = render(chat(TALK), chatml)
     assert found.text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 2+2?<|im_end|>\n"
+        "<|im_start|>assistant\n4<|im_end|>\n"
         "<|im_start|>user\nAnd 3+3?\n<|im_end|>\n<|im_start|>assistant\n6 <|im_end|>\n"
     )
     # The template knows no traces: bodies 2 and 5 are left out, and the others keep their numbers.
@@ -160,7 +161,7 @@ def test_a_trace_of_its_own_message_is_the_same_chat() -> None:
 def test_a_malformed_chat_is_named_by_file_and_line(tmp_path: Path, line: str | bytes, why: str) -> None:
     path = write_chats(tmp_path / "a.jsonl", {"messages": messages(("user", "fine"))})
     path.write_bytes(path.read_bytes() + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n")
-    with pytest.raises(DataError, match="a.jsonl, line 3") as caught:
+    with pytest.raises(DataError, match=r"a\.jsonl, line 3") as caught:
         list(read_chats(ChatTexts(paths=(str(path),))))
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,5 +1,7 @@
 """The token store: what is in it, exact bytes, held-out documents kept apart, damage found."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,32 @@ def test_texts_are_tokenised_once_and_again_when_a_file_changes(tmp_path: Path, 
     again = prepare_texts(texts, tokenizer, title="training")
     assert again.path != first.path
     assert again.ids != first.ids
+
+
+def test_plain_texts_are_kept_under_the_name_that_they_always_had(tmp_path: Path, teacher_folder: Path) -> None:
+    """So what was tokenised before chats could be read is not tokenised again."""
+    file = tmp_path / "a.txt"
+    file.write_text("the people", encoding="utf-8")
+    texts, tokenizer = FileTexts(paths=(str(file),)), load_tokenizer(str(teacher_folder))
+    described = {
+        "format": 1,
+        "tokenizer": tokenizer.fingerprint,
+        "texts": {"kind": "files", "paths": [str(file)], "field": "text", "split_bytes": None, "sample_tokens": None},
+        "source": {"files": [[str(file), 10, file.stat().st_mtime_ns]]},
+        "excluded": None,
+    }
+    name = hashlib.sha256(json.dumps(described, sort_keys=True).encode("utf-8")).hexdigest()[:20]
+    store = prepare_texts(texts, tokenizer, title="training", loss_on=("assistant",))
+    assert store.path.name == name
+    assert sorted(path.name for path in store.path.iterdir()) == [
+        "bytes.npy",
+        "ids.npy",
+        "offsets.npy",
+        "store.json",
+        "tokens.bin",
+    ]
+    assert (store.counted(0), store.bodies(0), store.chats) == (None, None, [])
+    assert store.measured(0).tolist() == [False] + [True] * (store.lengths[0] - 2) + [False]
 
 
 def test_a_heldout_document_never_trains(tmp_path: Path, teacher_folder: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_live_teacher_is_paid_for_all_that_it_reads(
         evaluation={"every": 1.0, "kl_to_teacher": False},
     )
     opened = open_setup(recipe)
-    assert opened.rows_per_epoch < 20 * 4 * 32
+    assert opened.loader.stream.rows_per_epoch < 20 * 4 * 32
     in_order = opened.texts.train.lengths.tolist()
     reads = [sum(read_for(batch, in_order) for batch in opened.loader.step(step)) for step in range(20)]
     given = [0]

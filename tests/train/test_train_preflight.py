@@ -209,7 +209,9 @@ def test_a_teacher_that_is_not_read_is_told(values: dict[str, Any]) -> None:
 def test_training_starts_with_it_and_keeps_what_it_found(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     path = train(recipe_of(values, objective={"kind": "ce"}))
     kept = json.loads((path / "preflight.json").read_text())
-    assert set(kept) == {"ce_nats", "gradients", "mass_on_text", "mass_on_text_of_store", "seconds"}
+    of_packing = {"padding_share": 0.0, "documents_left_out": 0}
+    assert set(kept) == {"ce_nats", "gradients", "mass_on_text", "mass_on_text_of_store", "seconds", *of_packing}
+    assert kept == {**kept, **of_packing}
 
     def refused(setup: Setup) -> None:
         raise PreflightError("no")

@@ -111,6 +111,12 @@ class TokenStore:
         return found
 
     @property
+    def chats(self) -> list[dict[str, Any]]:
+        """Of each source of chats: `traces` by effort (chats; mean, p50, p90, max tokens), `left_out` and `traces_unsaid`."""
+        own = [self.about["chats"]] if "chats" in self.about else []
+        return own + [found for part in self.parts for found in part.chats]
+
+    @property
     def has_masks(self) -> bool:
         """Whether some tokens do not count."""
         return self.counted_tokens is not None or any(part.has_masks for part in self.parts)

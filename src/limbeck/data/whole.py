@@ -28,7 +28,7 @@ class WholeStream:
         if not len(self.kept):
             raise DataError(
                 f"data.packing=whole: none of the {len(rows):,} documents fits into data.sequence_length={sequence_length}; "
-                f"the shortest needs {int(rows.min(initial=0)):,}"
+                f"the shortest needs {int(rows.min()):,}"
             )
         self.sequence_length, self.seed = sequence_length, seed
         self.rows_per_epoch = int(self.rows.sum())

@@ -68,7 +68,7 @@ class ChatTexts(Spec):
     efforts: tuple[str, ...] | None = None
     """Chats of these efforts alone; None: of all."""
     trace_caps: dict[str, PositiveInt] = Field(default_factory=dict)
-    """The longest trace of an effort, in tokens."""
+    """The longest trace of an effort, in tokens; `none` is the effort of chats that name none."""
     longer: Literal["drop", "only"] = "drop"
     """What becomes of chats whose trace is longer than its cap: left out and counted; or they alone are taken, the bucket for a
     later stage of longer sequences."""
@@ -133,8 +133,8 @@ class Data(Spec):
     chat_template: str | None = None
     """A Jinja file, or `harmony` (GPT-OSS's format), that takes the place of the tokenizer's own template."""
     loss_on: tuple[str, ...] | None = None
-    """Of chats, the tokens that are learnt and measured, as `role` or `role.channel` (`assistant`, `assistant.final`,
-    `assistant.analysis`), with what ends them; None: all tokens."""
+    """Of chats, the tokens that are learnt, as `role` or `role.channel` (`assistant`, `assistant.final`, `assistant.analysis`),
+    with what ends them, and what an assistant writes to open them; None: all tokens. Bits per byte measure the bodies alone."""
     sequence_length: PositiveInt = 512
     packing: Literal["documents", "plain", "whole"] = "documents"
     """'documents': attention and positions restart at every document. 'plain': a sequence is read as one text. 'whole': as

@@ -176,7 +176,8 @@ def check_stores(cells: Cells) -> None:
         recipe = cell.recipe
         if not recipe.uses_store or is_published(recipe.store_path):
             continue
-        asked = (recipe.teacher, recipe.signal, recipe.data.train, recipe.data.tokenizer, recipe.chunks_for)
+        data = recipe.data
+        asked = (recipe.teacher, recipe.signal, data.train, data.tokenizer, data.chat_template, recipe.chunks_for)
         first, other = written.setdefault(recipe.store_path, (name, asked))
         if other != asked:
             raise SpecError(

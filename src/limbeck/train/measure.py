@@ -80,6 +80,9 @@ def finish(setup: Setup, costs: Costs, *, path: Path, writer: RunWriter | None) 
         precision=str(setup.dtype).removeprefix("torch."),
         teacher=_teacher(setup),
         start=asdict(setup.start) if setup.start is not None else None,
+        padding_share=setup.loader.stream.padding_share,
+        documents_left_out=setup.loader.stream.left_out,
+        chats={"train": setup.texts.train.chats, "heldout": setup.texts.heldout.chats},
     )
     forget_checkpoints(path)
     rmtree(path / SERVED, ignore_errors=True)

@@ -55,6 +55,10 @@ class Preflight:
     """What the teacher's rows give the text's own tokens; None without a teacher."""
     mass_on_text_of_store: float | None
     """The same over all of the store."""
+    padding_share: float
+    """Of all positions of the run, those that hold nothing (`packing: whole`)."""
+    documents_left_out: int
+    """Longer than a sequence (`packing: whole`)."""
     seconds: float
 
     def line(self) -> str:
@@ -62,7 +66,8 @@ class Preflight:
         pulls = ", ".join(f"{name} {size:.3g}" for name, size in self.gradients.items())
         teacher = "" if self.mass_on_text is None else f"; the teacher gives the text's tokens {self.mass_on_text:.2f}"
         whole = "" if self.mass_on_text_of_store is None else f" (all of the store: {self.mass_on_text_of_store:.2f})"
-        return f"cross-entropy {self.ce_nats:.2f} nats; gradient at the logits: {pulls or 'none'}{teacher}{whole}"
+        empty = f"; {self.padding_share:.1%} of positions are padding" if self.padding_share else ""
+        return f"cross-entropy {self.ce_nats:.2f} nats; gradient at the logits: {pulls or 'none'}{teacher}{whole}{empty}"
 
 
 def preflight(setup: Setup) -> Preflight:
@@ -89,7 +94,15 @@ def preflight(setup: Setup) -> Preflight:
     logits_NV = _logits(setup, batch, held_T[at_N])
     ce = _check_loss_scale(logits_NV, targets_T[at_N])
     gradients = _check_terms(setup, logits_NV, targets_T[at_N], rows=None if rows is None else rows_at(rows, at_N))
-    return Preflight(ce, gradients, mass, mass_of_store, time.perf_counter() - started)
+    return Preflight(
+        ce_nats=ce,
+        gradients=gradients,
+        mass_on_text=mass,
+        mass_on_text_of_store=mass_of_store,
+        padding_share=loader.stream.padding_share,
+        documents_left_out=loader.stream.left_out,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _check_tokens(batch: Batch, *, vocab_size: int, key: str) -> None:
