@@ -49,7 +49,8 @@ class MixedStream:
     def distinct_rows(self, read: float) -> float:
         """Of so many positions from the beginning on, how many are different; a document in two parts counts in each."""
         filled = self.shares * [1 - part.padding_share for part in self.parts]
-        return sum(part.distinct_rows(read * each) for part, each in zip(self.parts, filled / filled.sum(), strict=True))
+        each_reads = (read * filled / filled.sum()).tolist()  # numbers of Python's, which alone a checkpoint may hold
+        return sum(part.distinct_rows(its) for part, its in zip(self.parts, each_reads, strict=True))
 
     def sequence(self, index: int) -> list[Piece]:
         """The pieces of sequence `index`, all of one part."""
