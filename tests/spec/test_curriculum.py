@@ -6,6 +6,7 @@ import pytest
 
 from limbeck.errors import SpecError
 from limbeck.plan.price import price
+from limbeck.spec.curriculum import borders
 from limbeck.spec.load import load_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.study.controls import twin
@@ -54,7 +55,9 @@ def test_milestones_are_amounts_of_the_budget_in_their_order(milestones: list[fl
 
 def test_ten_tenths_are_one() -> None:
     """0.1 is no float."""
-    assert len(of(*(stage(f"s{number}", 0.1) for number in range(10))).stages) == 10
+    recipe = of(*(stage(f"s{number}", 0.1) for number in range(10)))
+    assert len(recipe.stages) == 10
+    assert borders(recipe.curriculum) == tuple(number / 10 for number in range(1, 11))
 
 
 def test_each_stage_has_a_recipe_and_an_order_of_its_own() -> None:
