@@ -26,6 +26,7 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], str]] = {
     "too much": ([stage("a", 0.5), stage("b", 0.6)], "sum to 1.1: they must sum to 1"),
     "twice": ([stage("a", 0.5), stage("A", 0.5)], "curriculum has two stages named a"),
     "fixed": ([stage("a", 1.0, data__tokenizer="x")], "stage a: data.tokenizer is nothing that a stage may change"),
+    "measured": ([stage("a", 1.0, data__loss_on=["user"])], "stage a: data.loss_on is nothing that a stage may change"),
     "near": (
         [stage("a", 1.0, data__sequence_lenght=9)],
         "data.sequence_lenght is nothing that a stage may change; did you mean",

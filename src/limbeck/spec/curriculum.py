@@ -17,7 +17,6 @@ CHANGEABLE = (
     "data.train",
     "data.sequence_length",
     "data.packing",
-    "data.loss_on",
     "objective",
     "on_policy",
     "signal",
@@ -37,7 +36,7 @@ CHANGEABLE = (
     "placement",
     "activation_checkpointing",
 )
-"""What a stage may change, and all that lies below."""
+"""What a stage may change, and all that lies below. Not `data.loss_on`: held-out texts are measured by it."""
 
 
 class Stage(Spec):
