@@ -96,6 +96,22 @@ def test_all_but_the_first_token_count_where_nothing_is_named(chatml: Tokenizer)
     assert text_of(chatml, found.tokens_T).endswith("war<|im_end|>")  # and its end, without the line feed after it
 
 
+@pytest.mark.parametrize("trims", [False, True])
+def test_tokens_of_spaces_are_of_the_body_that_they_are_in(trims: bool, teacher_folder: Path, tmp_path: Path) -> None:
+    """Tokenizers such as SmolLM2's leave spaces out of the characters of a token; what is indented with them is learnt too."""
+    from tokenizers import processors
+
+    tokenizer = chat_tokenizer(teacher_folder, tmp_path)
+    tokenizer.backend.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trims, add_prefix_space=False)
+    code = "if x:\n        pass   # y  "
+    (found,) = read_tokens(
+        [chat(messages(("user", "  q "), ("assistant", code)))], tokenizer, texts=None, loss_on=("assistant",), left=Left()
+    )
+    for body in found.chat.bodies:
+        assert text_of(tokenizer, found.tokens_T[found.bodies_T == body.number]) == body.text
+    assert text_of(tokenizer, found.tokens_T[found.counted_T]) == f"{code}<|im_end|>"
+
+
 def test_starts_and_ends_are_added_where_the_template_has_none(teacher_folder: Path, tmp_path: Path) -> None:
     other = chat_tokenizer(
         teacher_folder, tmp_path, special=("<|a|>", "<|b|>", "<|im_start|>", "<|im_end|>"), template=THINKING

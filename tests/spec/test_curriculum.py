@@ -6,6 +6,7 @@ import pytest
 
 from limbeck.errors import SpecError
 from limbeck.plan.price import price
+from limbeck.spec.curriculum import borders
 from limbeck.spec.load import load_recipe
 from limbeck.spec.recipe import Recipe
 from limbeck.study.controls import twin
@@ -25,6 +26,7 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], str]] = {
     "too much": ([stage("a", 0.5), stage("b", 0.6)], "sum to 1.1: they must sum to 1"),
     "twice": ([stage("a", 0.5), stage("A", 0.5)], "curriculum has two stages named a"),
     "fixed": ([stage("a", 1.0, data__tokenizer="x")], "stage a: data.tokenizer is nothing that a stage may change"),
+    "measured": ([stage("a", 1.0, data__loss_on=["user"])], "stage a: data.loss_on is nothing that a stage may change"),
     "near": (
         [stage("a", 1.0, data__sequence_lenght=9)],
         "data.sequence_lenght is nothing that a stage may change; did you mean",
@@ -54,7 +56,9 @@ def test_milestones_are_amounts_of_the_budget_in_their_order(milestones: list[fl
 
 def test_ten_tenths_are_one() -> None:
     """0.1 is no float."""
-    assert len(of(*(stage(f"s{number}", 0.1) for number in range(10))).stages) == 10
+    recipe = of(*(stage(f"s{number}", 0.1) for number in range(10)))
+    assert len(recipe.stages) == 10
+    assert borders(recipe.curriculum) == tuple(number / 10 for number in range(1, 11))
 
 
 def test_each_stage_has_a_recipe_and_an_order_of_its_own() -> None:

@@ -141,7 +141,8 @@ def _encoded(
         verbose=False,
     )
     for each, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        tokens_T, at_T2 = _bounded(np.array(ids, dtype=np.uint32), np.array(offsets, dtype=np.int64), tokenizer)
+        ids_T, at_T2 = np.array(ids, dtype=np.uint32), np.array(offsets, dtype=np.int64).reshape(-1, 2)
+        tokens_T, at_T2 = _bounded(ids_T, _with_spaces(at_T2, np.isin(ids_T, list(special))), tokenizer)
         bodies_T = body_of_tokens(each, at_T2)
         learnt = [span.body for span in each.spans if counts(span.body, loss_on)]
         named = {body.number for body in learnt}
@@ -154,6 +155,15 @@ def _encoded(
             num_bytes=num_bytes,
             trace_tokens=int(np.isin(bodies_T, [body.number for body in each.chat.bodies if body.channel == TRACE]).sum()),
         )
+
+
+def _with_spaces(at_T2: NDArray[np.int64], special_T: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """With the spaces that many tokenizers leave out of offsets (`trim_offsets`): those before a token are its own."""
+    if not len(at_T2):
+        return at_T2
+    behind_T = np.concatenate([[0], np.maximum.accumulate(at_T2[:, 1])[:-1]])
+    starts_T = np.where(special_T, at_T2[:, 0], np.minimum(at_T2[:, 0], behind_T))
+    return np.stack([starts_T, at_T2[:, 1]], axis=1)
 
 
 def _bounded(

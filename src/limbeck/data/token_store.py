@@ -37,7 +37,7 @@ from limbeck.progress import progress, say
 from limbeck.spec.data import ChatTexts, Data, MixedTexts, PlainTexts, Texts, TrainingTexts
 
 FORMAT = 1
-CHAT_FORMAT = 1
+CHAT_FORMAT = 2
 """Of what is read from chats: raised when they would be read otherwise."""
 ENCODE_AT_ONCE = 256
 

@@ -5,6 +5,7 @@ One optimizer, one schedule and one budget go through all of them. What a stage 
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import accumulate
 from typing import Any
 
@@ -16,7 +17,6 @@ CHANGEABLE = (
     "data.train",
     "data.sequence_length",
     "data.packing",
-    "data.loss_on",
     "objective",
     "on_policy",
     "signal",
@@ -36,7 +36,7 @@ CHANGEABLE = (
     "placement",
     "activation_checkpointing",
 )
-"""What a stage may change, and all that lies below."""
+"""What a stage may change, and all that lies below. Not `data.loss_on`: held-out texts are measured by it."""
 
 
 class Stage(Spec):
@@ -50,8 +50,12 @@ class Stage(Spec):
 
 
 def borders(curriculum: Sequence[Stage]) -> tuple[float, ...]:
-    """The share of the budget at which each stage ends; the last one's is 1."""
-    return (*accumulate(stage.share for stage in curriculum[:-1]), 1.0)
+    """The share of the budget at which each stage ends; the last one's is 1.
+
+    Shares are summed as the decimals that they are written as: 0.1 and 0.2 end at 0.3, which their sum in floats exceeds.
+    """
+    ends = accumulate(Fraction(repr(stage.share)) for stage in curriculum[:-1])
+    return (*(float(end) for end in ends), 1.0)
 
 
 def check_curriculum(curriculum: Sequence[Stage]) -> None:
