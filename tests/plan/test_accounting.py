@@ -235,6 +235,7 @@ def test_flops_of_every_type_agree_with_pytorchs_counter(model_type):
 COUNTED = {
     "Olmo-3-7B": (7_298_011_136, 7_298_011_136),
     "Olmo-3-32B": (32_233_522_176, 32_233_522_176),
+    "Qwen3-8B": (8_190_735_360, 8_190_735_360),
     "Qwen3-32B": (32_762_123_264, 32_762_123_264),
     "Qwen3-30B-A3B": (30_532_122_624, 3_353_032_704),
     "GLM-4.7-Flash": (29_943_390_976, 3_896_763_136),
@@ -348,6 +349,7 @@ def test_pretraining_tokens_say_where_they_are_stated():
     assert tokens == {
         "Olmo-3-7B": 5.93e12,
         "Olmo-3-32B": 5.5e12,
+        "Qwen3-8B": 36e12,
         "Qwen3-32B": 36e12,
         "Qwen3-30B-A3B": 36e12,
         "GLM-4.7-Flash": None,

@@ -9,7 +9,15 @@ from limbeck.study.run import open_cells
 
 @pytest.mark.parametrize(
     ("name", "cells", "taught"),
-    [("quickstart", 4, 3), ("golf", 37, 33), ("nano", 69, 36), ("laws", 145, 116), ("prune", 38, 22)],
+    [
+        ("quickstart", 4, 3),
+        ("golf", 37, 33),
+        ("nano", 90, 48),
+        ("laws", 145, 116),
+        ("prune", 38, 22),
+        ("across", 45, 36),
+        ("moe", 16, 8),
+    ],
 )
 def test_a_shipped_study_is_whole_and_priced(name: str, cells: int, taught: int, tmp_path: object) -> None:
     study = load_study(name)
@@ -26,4 +34,4 @@ def test_a_shipped_study_is_whole_and_priced(name: str, cells: int, taught: int,
 
 
 def test_every_shipped_study_is_among_them() -> None:
-    assert set(shipped("studies")) == {"quickstart", "golf", "nano", "laws", "prune"}
+    assert set(shipped("studies")) == {"quickstart", "golf", "nano", "laws", "prune", "across", "moe"}
