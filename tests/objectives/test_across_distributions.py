@@ -1,15 +1,18 @@
 """ULD, GOLD, projected KL and byte KL: formulas by plain loops over chunks, and what they are where tokenizers are equal."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from across_problem import END, PIECES, STUDENT, TEACHER, ChunkProblem, chunk_problem, part_of, toy_pair
 from reference import bucket_kl, coarse, jensen_shannon
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from limbeck.objectives.across_prepared import prepare_across
+from limbeck.objectives.across_prepared import _projection, prepare_across
 from limbeck.objectives.objective import objective_loss
 from limbeck.signals.types import ChunkRows
 from limbeck.spec.across_tokenizers import GOLD, ULD, AcrossTerm, ByteKL, ProjectedKL
@@ -273,3 +276,39 @@ def test_a_models_ids_beyond_both_tokenizers_are_unmatched() -> None:
         more = given.loss(objective, distribution=distribution, hidden_TD=hidden_TD, head_VD=longer_SD).loss
         torch.testing.assert_close(more, fewer, rtol=0, atol=1e-9)
         assert plain.isfinite()
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        sizes = [each.numel() for each in (made if isinstance(made, tuple) else (made,)) if isinstance(each, Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return made
+
+
+def test_a_projection_is_a_product_with_a_matrix_at_the_named_outcomes_alone() -> None:
+    draw = np.random.default_rng(0)
+    tokens, outcomes, rows = 30, 5_000, 7
+    outcome_Z, token_Z = draw.integers(0, 40, 90), draw.integers(0, tokens, 90)
+    outcome_Z[:2], token_Z[:2] = 3, 5  # a piece that comes twice in a token
+    weight_Z = draw.random(90)
+    projection = _projection(outcome_Z, token_Z, weight_Z, shape=(outcomes, tokens), device="cpu")
+    dense_OS = torch.zeros(outcomes, tokens, dtype=torch.float64)
+    dense_OS.index_put_((torch.from_numpy(outcome_Z), torch.from_numpy(token_Z)), torch.from_numpy(weight_Z), accumulate=True)
+    ids_BK = torch.from_numpy(draw.integers(0, 60, (rows, 9)))
+    probs_BV = torch.from_numpy(draw.random((rows, tokens + 2))).requires_grad_()
+    slope_BK = torch.from_numpy(draw.random((rows, 9)))
+    with Largest() as largest:
+        found_BK = projection.at(probs_BV, ids_BK)
+        (gradient_BV,) = torch.autograd.grad(found_BK, probs_BV, slope_BK)
+    expected_BK = (probs_BV[:, :tokens] @ dense_OS.T).gather(1, ids_BK)
+    torch.testing.assert_close(found_BK, expected_BK, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient_BV, torch.autograd.grad(expected_BK, probs_BV, slope_BK)[0], rtol=1e-6, atol=1e-6)
+    assert projection.at(probs_BV, ids_BK[:, :0]).shape == (rows, 0)
+    assert largest.elements <= rows * 90
+    assert torch.equal(projection.reaches(ids_BK), dense_OS.any(1)[ids_BK])
+    assert not bool(projection.reaches(torch.tensor([outcomes, outcomes + 9])).any())

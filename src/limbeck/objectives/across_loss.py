@@ -66,7 +66,7 @@ def across_loss(
     blocks = blocks_of(
         [part.units for part in parts],
         total=len(texts.targets_N),
-        tokens=chunk_tokens or tokens_of_chunk(max(len(head_VD), *(part.outcomes for part in parts))),
+        tokens=chunk_tokens or tokens_of_chunk(max(len(head_VD), *(part.entries for part in parts))),
         with_next=any(part.looks_ahead for part in parts),
     )
     place_R = rows_of(blocks, device=targets_T.device)

@@ -82,8 +82,8 @@ class AcrossPart:
     """The student's ids whose log-probs it asks for."""
     reader: Callable[[Tensor], Reader] | None = None
     """Of the position of each row."""
-    outcomes: int = 0
-    """That the reader spreads a softmax over, so that blocks leave memory for them."""
+    entries: int = 0
+    """Of the most parts of a softmax that the reader makes for each position, so that blocks leave memory for them."""
     looks_ahead: bool = False
     """It reads the position after a unit."""
 
@@ -217,13 +217,13 @@ def _projected(
     projection: Projection,
 ) -> AcrossPart:
     """What the projection makes of the student at every position of a chunk, at the ids of the chunk's row."""
-    ids_NK = texts.rows.ids_TK[chunks.last_N].clamp(max=len(projection.reached_O) - 2)
+    ids_NK = texts.rows.ids_TK[chunks.last_N].clamp(max=projection.outcomes - 1)
 
     def reader_of(place_R: Tensor) -> Reader:
-        return lambda softmax_BV, rows: projection.apply(softmax_BV).gather(1, ids_NK[place_R[rows]])
+        return lambda softmax_BV, rows: projection.at(softmax_BV, ids_NK[place_R[rows]])
 
-    outcomes = len(projection.reached_O)
-    return AcrossPart(term.kind, 1.0, chunks, partial(loss, projection), reader=reader_of, outcomes=outcomes)
+    entries = len(projection.token_Z)
+    return AcrossPart(term.kind, 1.0, chunks, partial(loss, projection), reader=reader_of, entries=entries)
 
 
 def _projected_kl(projection: Projection, seen: Seen) -> Tensor:

@@ -23,19 +23,33 @@ FIRST_SHARE, NEXT_SHARE = 0.9, 0.1
 class Projection:
     """A sparse map of the student's tokens onto outcomes: each token's weights sum to 1, or are none."""
 
-    map_OS: Tensor
-    """float32, sparse (COO, coalesced)."""
-    reached_O: Tensor
-    """bool [O + 1]: some token has a weight on it. The last is for outcomes that the map does not know."""
+    first_O: Tensor
+    """int64 [O + 1]: the first of each outcome's entries, and their number."""
+    token_Z: Tensor
+    """int64, by outcome."""
+    weight_Z: Tensor
+    """float32."""
 
-    def apply(self, probs_BV: Tensor) -> Tensor:
-        """The probabilities of all outcomes, [B, O]; a head's rows beyond the vocabulary have none."""
-        map_OS = self.map_OS.to(probs_BV.dtype)
-        return torch.sparse.mm(map_OS, probs_BV[:, : map_OS.shape[1]].T).T
+    @property
+    def outcomes(self) -> int:
+        """O."""
+        return len(self.first_O) - 1
+
+    def at(self, probs_BV: Tensor, ids_BK: Tensor) -> Tensor:
+        """The probabilities of some outcomes, [B, K]. Of the entries, those of all outcomes that are named are visited."""
+        named_U, place_BK = torch.unique(ids_BK, return_inverse=True)
+        start_U, length_U = self.first_O[named_U], self.first_O[named_U + 1] - self.first_O[named_U]
+        outcome_Z = torch.repeat_interleave(length_U)
+        entry_Z = torch.arange(len(outcome_Z), device=ids_BK.device) + (start_U - length_U.cumsum(0) + length_U)[outcome_Z]
+        rows = len(probs_BV)
+        parts_BZ = probs_BV.gather(1, self.token_Z[entry_Z].expand(rows, -1)) * self.weight_Z[entry_Z].to(probs_BV.dtype)
+        sums_BU = parts_BZ.new_zeros(rows, len(named_U)).scatter_add(1, outcome_Z.expand(rows, -1), parts_BZ)
+        return sums_BU.gather(1, place_BK)
 
     def reaches(self, ids: Tensor) -> Tensor:
-        """bool, in the shape of the ids."""
-        return self.reached_O[ids.clamp(max=len(self.reached_O) - 1)]
+        """bool, in the shape of the ids: some token has a weight on it; none on those that the map does not know."""
+        known = ids.clamp(max=self.outcomes - 1)
+        return (self.first_O[known + 1] > self.first_O[known]) & (ids < self.outcomes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +134,9 @@ def piece_weights(equal_S: np.ndarray, pieces: tuple[np.ndarray, np.ndarray]) ->
 def _projection(
     outcome_Z: np.ndarray, token_Z: np.ndarray, weight_Z: np.ndarray, *, shape: tuple[int, int], device: torch.device | str
 ) -> Projection:
-    places_2Z = torch.from_numpy(np.stack([outcome_Z, token_Z]))
-    weights_Z = torch.from_numpy(weight_Z).float()
-    map_OS = torch.sparse_coo_tensor(places_2Z, weights_Z, shape, check_invariants=True).coalesce()
-    reached_O = torch.zeros(shape[0] + 1, dtype=torch.bool)
-    reached_O[places_2Z[0]] = True
-    return Projection(map_OS.to(device), reached_O.to(device))
+    """The entries by outcome, then token; those of one token and outcome (a piece that comes twice) are one."""
+    outcomes, tokens = shape
+    entry_Z, which = np.unique(outcome_Z * tokens + token_Z, return_inverse=True)
+    first_O = np.searchsorted(entry_Z, np.arange(outcomes + 1) * tokens)
+    weights_Z = torch.from_numpy(np.bincount(which, weights=weight_Z, minlength=len(entry_Z))).float()
+    return Projection(*(x.to(device) for x in (torch.from_numpy(first_O), torch.from_numpy(entry_Z % tokens), weights_Z)))
