@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from limbeck.data.tokenizers import load_tokenizer
+from limbeck.errors import StoreError
 from limbeck.evals.of_runs import evaluate_run
 from limbeck.optim.build import build_optimizer
 from limbeck.runs import open_run
@@ -232,3 +233,18 @@ def test_a_mixture_of_chats_and_prose_trains(chats: dict[str, Any], texts_folder
     assert run.summary["documents_left_out"] == long
     assert [found["traces"]["none"]["chats"] for found in run.summary["chats"]["train"]] == [14]
     assert math.isfinite(run.summary["bits_per_byte"])
+
+
+@pytest.mark.parametrize("between", [("+ '\\n' +", "+ '\\t' +"), ("+ '\\n' +", "+ ' \\n' +")], ids=["as long", "longer"])
+def test_a_store_of_another_template_is_refused_before_the_first_step(
+    between: tuple[str, str], chats: dict[str, Any], tmp_path: Path
+) -> None:
+    """Chats are named by what is said in them, whatever a template writes around it."""
+    write_recipe_stores([recipe_of(chats)])
+    open_setup(recipe_of(chats))
+    template = tmp_path / "other.jinja"
+    template.write_text(CHATML.replace(*between), encoding="utf-8")
+    assert template.read_text(encoding="utf-8") != CHATML
+    chats["data"]["chat_template"] = str(template)
+    with pytest.raises(StoreError, match="scored for what another chat template makes of chat"):
+        open_setup(recipe_of(chats))

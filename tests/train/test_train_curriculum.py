@@ -156,11 +156,14 @@ def test_a_run_killed_anywhere_continues_bit_for_bit(three: dict[str, Any], monk
     assert [full_rope(path / each) for each in ("stages/live", "student")] == ["default", "yarn"]
 
 
-def test_a_stage_that_no_step_reaches_is_passed_over(values: dict[str, Any]) -> None:
+def test_a_stage_that_no_step_reaches_is_passed_over(values: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """Of four steps, 1/8 and 1/8 are one: the first takes it, the second has none."""
     shares = [{"name": name, "share": share} for name, share in (("one", 0.125), ("two", 0.125), ("three", 0.75))]
     path = train(recipe_of(values, **CE, curriculum=shares, budget={"kind": "steps", "amount": 4}))
     assert [record["stage"] for record in open_run(path).events("train")] == ["one", "three", "three", "three"]
+    assert [line for line in capsys.readouterr().err.splitlines() if "has no step" in line] == [
+        "tiny: stage two has no step: a step takes more of the budget than its share"
+    ]
 
 
 def test_the_last_stage_has_its_turn_even_without_a_step(values: dict[str, Any]) -> None:

@@ -1,7 +1,11 @@
 """Whether what a recipe asks for goes together: vocabularies, stores, lengths."""
 
+import numpy as np
+
+from limbeck.data.token_store import TokenStore
 from limbeck.errors import SpecError, StoreError
 from limbeck.evals.reference import Reference, reads_alike
+from limbeck.signals.codec import row_checks
 from limbeck.signals.store import SignalStore
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import ChunksSignal
@@ -125,4 +129,20 @@ def check_store(signals: SignalStore, recipe: Recipe, texts: Texts) -> None:
         raise StoreError(
             f"{signals.path} lacks {len(missing)} of the {len(texts.train)} training documents (the first: {missing[0]}): "
             "it was written for other texts; run `limbeck cache write` with another store path"
+        )
+    _check_rendering(signals, texts.train)
+
+
+def _check_rendering(signals: SignalStore, train: TokenStore) -> None:
+    """Refuse rows of what another chat template made of the same chats: these are named by what is said in them alone."""
+    chats = [index for index in range(len(train)) if train.bodies(index) is not None] if train.has_masks else []
+    other = next((index for index in chats if signals.num_rows(train.ids[index]) != train.lengths[index] - 1), None)
+    if other is None and chats:
+        document = train.document(chats[0])
+        rendered = signals.whole([train.ids[chats[0]]]).checks
+        other = None if np.array_equal(rendered, row_checks(document)) else chats[0]
+    if other is not None:
+        raise StoreError(
+            f"{signals.path} was scored for what another chat template makes of chat {train.ids[other]}: put the template back "
+            "(data.chat_template, or the tokenizer's), or write another store with `limbeck cache write` and store=PATH"
         )

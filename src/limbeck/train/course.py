@@ -71,6 +71,10 @@ class Course:
         same = all(reads_on(stages[at][1], stages[at + 1][1]) for at in range(self.place.stage, number))
         return replace(self, place=Place(number, self.place.began if same else costs))
 
+    def passed_over(self, until: "Course") -> tuple[Stage, ...]:
+        """The stages between this one and a later one, which have had no step."""
+        return self.recipe.curriculum[self.place.stage + 1 : until.place.stage]
+
     def milestones(self, before: Costs, after: Costs) -> tuple[float, ...]:
         """Those that were reached between the two."""
         had, has = spent(self.recipe.budget, before), spent(self.recipe.budget, after)

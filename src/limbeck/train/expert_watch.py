@@ -29,6 +29,7 @@ from limbeck.runs import Costs, RunWriter
 from limbeck.spec.recipe import Recipe
 from limbeck.students.decoder import Decoder
 from limbeck.train.setup import Setup
+from limbeck.train.sharding import head_gathered
 
 TOKENS = 4096
 FOLDER = "experts"
@@ -95,7 +96,7 @@ def chosen_experts(setup: Setup, student: Decoder, *, length: int) -> NDArray[np
     found: list[list[NDArray[np.int64]]] = [[] for _ in student.experts()]
     for tokens_T in sample(setup.texts.heldout, length=length):
         tokens_BT = torch.from_numpy(tokens_T.astype(np.int64))[None].to(setup.device)
-        with _listening(student, found), autocast(setup.dtype, setup.device):
+        with head_gathered(student), _listening(student, found), autocast(setup.dtype, setup.device):
             student(tokens_BT)
     return np.stack([np.concatenate(parts) for parts in found])
 

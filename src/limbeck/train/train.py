@@ -62,11 +62,19 @@ def _train(recipe: Recipe, path: Path) -> Processes:
             while not course.is_last:
                 del setup  # before there is another student
                 gc.collect()
-                course = course.after(costs)
+                course = _after(course, costs)
                 setup = _opened(course, path, precision=place_of(path)[1])
                 costs = _run(setup, course, preflight(setup), path=path, writer=writer)
             finish(setup, costs, path=path, writer=writer, whole=course.recipe)
     return processes
+
+
+def _after(course: Course, costs: Costs) -> Course:
+    """The next stage that is run; those that have no step are named aloud."""
+    following = course.after(costs)
+    for stage in course.passed_over(following):
+        say(f"{course.recipe.name}: stage {stage.name} has no step: a step takes more of the budget than its share")
+    return following
 
 
 def _opened(course: Course, path: Path, *, precision: str | None) -> Setup:
