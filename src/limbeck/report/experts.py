@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from limbeck.report import formats
 from limbeck.report.arms import Arms, Member, cost_of, finite
@@ -22,7 +23,7 @@ _NUMBERS = {
     "drift": ("drift", 3),
     "drift_from_first": ("drift from the first", 3),
 }
-_DRAWN = {"load": "busiest expert’s tokens / mean", "drift": "experts changed since the evaluation before"}
+_DRAWN = {"load": "busiest expert’s tokens / mean", "drift": "share of experts that changed"}
 
 
 def expert_table(arms: Arms) -> Table | None:
@@ -83,13 +84,14 @@ def draw_experts(arms: Arms) -> Drawn | None:
                 axes.fill_between(at_P, value_PM.min(1), value_PM.max(1), color=look.colour, alpha=0.12, linewidth=0)
                 axes.plot(at_P, value_PM.mean(1), look.line, color=look.colour, marker=look.marker, label=label(arm.name))
             mark_stages(axes, shown, "tokens")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.set_xlabel("training tokens")
             axes.set_ylabel(words)
         figure.axes[0].legend()
 
     caption = (
         "Experts on the same held-out tokens at every evaluation: the mean over layers, bands from the lowest to the highest "
-        "layer. Dotted lines are ends of stages."
+        "layer. Changed: since the evaluation before. Dotted lines are ends of stages."
     )
     return drawn("experts", caption, draw, size=(9.0, 3.6), wide=True)
 
