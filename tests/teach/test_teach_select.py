@@ -66,6 +66,16 @@ def test_every_reason_by_hand(chatty: Path) -> None:
     assert [strict(said).reason, strict(said).reason] == [None, None]
 
 
+def test_a_passage_that_begins_in_a_text_and_ends_in_its_continuation_is_found(chatty: Path) -> None:
+    choose = Chooser(chatty)
+    words = HELD.split()
+    begun, rest = " ".join(words[:7]), " " + " ".join(words[7:])
+    ids = choose.tokenizer.backend(rest, add_special_tokens=False)["input_ids"]
+    ask = Ask(Asked("p.jsonl, line 1", 1, None, begun), None, 0, Prompt("p", begun, np.array([5])))
+    found = choose.selection.choose(ask, Continuation((*ids, 302), (-0.5,) * (len(ids) + 1), True), place=(0, 0))
+    assert (found.record["text"], found.reason, found.record["about"]) == (HELD, "contaminated", "gsm, line 1")
+
+
 def test_bytes_that_are_no_text_are_left_out(chatty: Path) -> None:
     choose = Chooser(chatty)
     half = choose.tokenizer.backend.convert_tokens_to_ids("Ã")  # the first byte of é

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from limbeck.data.texts import read_documents
 from limbeck.errors import DataError, LimbeckError, SpecError
 from limbeck.spec.data import FileTexts
+from limbeck.teach.asks import read_prompts
 from limbeck.teach.draws import DrawFile, read_draws
 from limbeck.teach.text import read_log_probs, teach_text
 from limbeck.teach.writer import TextTeacher
@@ -141,6 +142,12 @@ def test_greedy_completions_of_a_repeated_prompt_are_duplicates(chatty: Path, tm
     ((_, found),) = read_log_probs(tmp_path / "out")
     before = f"<|user|>{asked['messages'][0]['content']}<|over|><|assistant|>"
     assert log_probs_after(chatty)(before, found.tokens).argmax(-1).tolist() == list(found.tokens)
+
+
+def test_an_answer_and_its_trace_are_both_replaced(tmp_path: Path) -> None:
+    asked, trace = {"role": "user", "content": "why"}, {"role": "assistant", "channel": "analysis", "content": "hm"}
+    path = write_lines(tmp_path / "p.jsonl", [{"messages": [asked, trace, {"role": "assistant", "content": "so"}]}])
+    assert [each.messages for each in read_prompts(Path(path))] == [(asked,)]
 
 
 def test_texts_are_gone_on_with_and_read_as_files(chatty: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class TeachText(Spec):
 
     teacher: Teacher
     prompts: str
-    """A `.jsonl` file with `messages` (a last one of the assistant's is replaced) or `prompt` (a text to go on with) a line."""
+    """A `.jsonl` file with `messages` (the assistant's last turn is replaced) or `prompt` (a text to go on with) a line."""
     output: str
     """The folder to write."""
     samples: PositiveInt = 1

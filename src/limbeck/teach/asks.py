@@ -84,7 +84,7 @@ def _asked(record: dict[str, Any], source: str, number: int) -> Asked:
     if "messages" not in record and isinstance(record.get("prompt"), str):
         return Asked(source, number, None, record["prompt"])
     messages = messages_of(record, source)
-    if messages[-1]["role"] == "assistant":
+    while messages and messages[-1]["role"] == "assistant":  # a trace may be a message of its own before the answer
         messages = messages[:-1]
     if not messages:
         raise DataError(f"{source}: nothing is asked: there is no message before the assistant's")

@@ -56,7 +56,7 @@ class Selection:
         self, ask: Ask, drawn: Continuation, answer: Answer, record: Mapping[str, Any]
     ) -> tuple[str | None, str | None]:
         """Why it is left out, and the name of what it is like or was found in."""
-        both = f"{answer.thinking or ''}\n{answer.content}"
+        both = f"{answer.thinking}\n{answer.content}" if answer.thinking is not None else answer.content
         if not drawn.stopped and terminal_loop(drawn.tokens) is not None:
             return "loop", None
         if not drawn.stopped and self.spec.truncated == "drop":
@@ -73,8 +73,10 @@ class Selection:
         return self._alike(ask, both, name=record["id"])
 
     def _contaminated(self, ask: Ask, answer: str) -> str | None:
-        asked = [message["content"] for message in ask.asked.messages or () if message["role"] != "system"]
-        for text in [*(asked or [ask.asked.text]), answer]:
+        if ask.asked.messages is None:  # one text: what is looked for may begin in the prompt
+            return self.passages.found_in(ask.asked.text + answer)
+        asked = [message["content"] for message in ask.asked.messages if message["role"] != "system"]
+        for text in [*asked, answer]:
             source = self.passages.found_in(text)
             if source is not None:
                 return source
