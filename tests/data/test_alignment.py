@@ -12,7 +12,7 @@ from tokenizers import normalizers
 
 from limbeck.data.alignment import Alignment, align
 from limbeck.data.token_bytes import TokenBytes, byte_alphabet, token_bytes
-from limbeck.data.tokenizers import Tokenizer
+from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.data.vocabulary_pair import pieces, vocabulary_pair
 from limbeck.errors import DataError
 
@@ -188,6 +188,16 @@ def test_tokenizers_that_lose_bytes_are_refused(tmp_path: Path) -> None:
     spaced = byte_level(tmp_path / "spaced", vocab_size=300, normalizer=normalizers.Prepend(" "))
     with pytest.raises(DataError, match=r"it reads ' A .*' as '  A "):
         token_bytes(spaced)
+    byte_level(tmp_path / "led", vocab_size=300)
+    path = tmp_path / "led" / "tokenizer.json"
+    path.write_text(
+        path.read_text(encoding="utf-8")
+        .replace('"add_prefix_space":false', '"add_prefix_space": true')
+        .replace('"add_prefix_space": false', '"add_prefix_space": true'),
+        encoding="utf-8",
+    )
+    with pytest.raises(DataError, match=r"it reads 'A b' as ' A b'"):
+        token_bytes(load_tokenizer(str(tmp_path / "led")))
 
 
 def test_equal_tokens_are_equal_in_bytes_or_role_and_none_is_taken_twice(tokenizers: dict[str, Tokenizer]) -> None:

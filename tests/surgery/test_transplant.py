@@ -305,6 +305,19 @@ def equal_tokens_of(old: Tokenizer, new: Tokenizer) -> dict[int, int]:
     }
 
 
+def test_a_token_of_two_roles_gives_its_row_to_both(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> None:
+    """The old end is the old start too, as GPT-2's; the new tokenizer has one of either."""
+    old, new = tokenizers["new"], tokenizers["old"]
+    assert old.start_id == old.end_id
+    base = llama(tmp_path / "base", old, width=16, tied=False, seed=1)
+    new.backend.save_pretrained(tmp_path / "only")
+    transplant_folder(str(base), str(tmp_path / "only"), tmp_path / "out", asked=Asked("mean"), device=CPU)
+    before, after = matrices(base), matrices(tmp_path / "out")
+    for name, rows in after.items():
+        assert torch.equal(rows[new.start_id], before[name][old.end_id])
+        assert torch.equal(rows[new.end_id], before[name][old.end_id])
+
+
 def test_what_cannot_be_is_one_sentence(tmp_path: Path, tokenizers: dict[str, Tokenizer], base: Path, donor: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(SpecError, match=r"--method omp looks for like tokens.*--donor, or take --method mean"):

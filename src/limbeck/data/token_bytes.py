@@ -18,7 +18,8 @@ import numpy as np
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
 
-PROBE = " A  b\n\tCd é1"
+PROBES = (" A  b\n\tCd é1", "A b")
+"""The second since some tokenizers put a space before a text that begins with none."""
 END_OF_TURN = ("<|im_end|>", "<end_of_turn>", "<turn|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<|end_of_turn|>")
 """What ends a message in the formats of ChatML, Gemma 3 and 4, Llama 3 and 4, harmony and Phi, and Granite-like ones."""
 
@@ -124,10 +125,10 @@ def _reader(tokenizer: Tokenizer, *, kinds: set[str]) -> Any:
 
 
 def _require_exact(found: TokenBytes, tokenizer: Tokenizer) -> None:
-    _, *ids, _ = tokenizer.encode([PROBE])[0].tolist()
-    if found.text_bytes(ids) != PROBE.encode("utf-8"):
-        got = found.text_bytes(ids).decode("utf-8", errors="replace")
-        raise _not_exact(tokenizer, f"it reads {PROBE!r} as {got!r}")
+    for probe, tokens in zip(PROBES, tokenizer.encode(list(PROBES)), strict=True):
+        got = found.text_bytes(tokens[1:-1].tolist())
+        if got != probe.encode("utf-8"):
+            raise _not_exact(tokenizer, f"it reads {probe!r} as {got.decode('utf-8', errors='replace')!r}")
 
 
 def _not_exact(tokenizer: Tokenizer, reason: str) -> DataError:

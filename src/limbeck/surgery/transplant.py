@@ -17,7 +17,7 @@ from torch import Tensor
 
 from limbeck.data.token_bytes import TokenBytes, token_bytes
 from limbeck.data.tokenizers import Tokenizer
-from limbeck.data.vocabulary_pair import equal_tokens, ids_by_bytes, pieces
+from limbeck.data.vocabulary_pair import equal_tokens, ids_by_bytes, pieces, roles
 from limbeck.errors import SpecError
 from limbeck.surgery.new_rows import focus_rows, mean_rows, omp_rows, random_rows
 
@@ -102,6 +102,9 @@ def vocabulary_of(old: Tokenizer, new: Tokenizer, *, rows: int, donor_rows: int 
     named = {of_old.spelled[index]: index for index in np.flatnonzero(of_old.special_V).tolist() if of_old.spelled[index]}
     for index in np.flatnonzero(of_new.special_V & (old_W < 0)).tolist():
         old_W[index] = named.get(of_new.spelled[index], -1)
+    for index, role in roles(of_new, of_old):  # one old token may have two roles: its row is copied for both
+        if old_W[index] < 0:
+            old_W[index] = role
     old_W[old_W >= rows] = -1
     return Vocabulary(of_old, of_new, old_W, max(len(of_new.content), donor_rows))
 
