@@ -199,3 +199,12 @@ def test_the_end_of_a_document_needs_no_position_after_it() -> None:
     assert tokens == 4
     assert found.per_term["alm_share"].item() == 1
     torch.testing.assert_close(found.loss, expected, rtol=0, atol=1e-12)
+
+
+def test_rounding_above_certainty_is_certainty() -> None:
+    at_most = torch.tensor([0.0, 0.0, -1.0])
+    above = torch.tensor([3e-6, 3e-6, -1.0])
+    other = torch.tensor([-2.0, 0.0, 3e-6])
+    exact = likelihood_matching(at_most, other.clamp(max=0), temperature=1.0)
+    torch.testing.assert_close(likelihood_matching(above, other, temperature=1.0), exact)
+    assert exact.isfinite().all()

@@ -24,10 +24,10 @@ LEAST = -80.0
 def likelihood_matching(t_C: Tensor, s_C: Tensor, *, temperature: float) -> Tensor:
     """KL of the coins e^(t/T) and e^(s/T): ALM's cross-entropy (arXiv 2503.20083) less the teacher's entropy, a constant.
 
-    Its slope dL/ds is (t/s - 1) / T for large T: zero at s = t.
+    Its slope dL/ds is (t/s - 1) / T for large T: zero at s = t. Rounding may leave a log-prob a little above 0: that is 0.
     """
-    t_C = (t_C / temperature).clamp(min=LEAST) - SURE
-    s_C = s_C / temperature - SURE
+    t_C = (t_C / temperature).clamp(min=LEAST, max=0) - SURE
+    s_C = (s_C / temperature).clamp(max=0) - SURE
     p_C, log_not_p_C = t_C.exp(), log1mexp(t_C)
     return p_C * (t_C - s_C) + log_not_p_C.exp() * (log_not_p_C - log1mexp(s_C))
 
