@@ -1,9 +1,11 @@
 """Mixtures: shares exact at every prefix, parts independent of one another, sequences found in any order."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,3 +56,11 @@ def test_positions_are_counted_once_by_part() -> None:
     assert mixed.distinct_rows(80) == 40 + 20 + 20
     assert mixed.distinct_rows(120) == pytest.approx(40 + 30 + 23)
     assert mixed.documents().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_checkpoint_can_hold_what_is_counted(tmp_path: Path) -> None:
+    """It is read with `weights_only=True`, which knows no numbers of numpy's."""
+    mixed = MixedStream(streams(), shares=[0.5, 0.25, 0.25], documents_of_parts=NUMBERS)
+    for number, read in enumerate((7.0, 80, 1e6)):
+        torch.save({"rows": mixed.distinct_rows(read)}, tmp_path / f"{number}.pt")
+        assert torch.load(tmp_path / f"{number}.pt", weights_only=True)["rows"] == mixed.distinct_rows(read)
