@@ -210,11 +210,11 @@ def test_list_names_what_recipes_choose_from(limbeck: Callable[..., Any]) -> Non
     listed = json.loads(limbeck("list", "--json").out)
     assert {"nano", "quickstart"} <= set(listed["recipes"])
     assert all(load_recipe(name).name == name for name in listed["recipes"])
-    assert listed["kinds"]["signal"] == ["topk", "topp", "sampled", "hybrid", "hard", "dense"]
+    assert listed["kinds"]["signal"] == ["topk", "topp", "sampled", "hybrid", "hard", "chunks", "dense"]
     assert listed["kinds"]["averaging"] == ["none", "ema", "swa"]
     assert listed["kinds"]["parallel"] == ["replicated", "sharded"]
     text = limbeck("list").out
-    assert "recipes: continue-smollm2, golf, laws, moe, moe-tiny, nano, prune, quickstart, upcycled-tiny" in text
+    assert "recipes: across, continue-smollm2, golf, laws, moe, moe-tiny, nano, prune, quickstart, upcycled-tiny" in text
     assert "ladder-103m, ladder-143m" in text and "student.kind: olmo3, ladder, moe, golf, upcycled, huggingface" in text
 
 

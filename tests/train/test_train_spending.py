@@ -15,6 +15,7 @@ from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
 from limbeck.study.stores import write_recipe_stores
 from limbeck.train import loop, texts
+from limbeck.train import on_the_way as evaluations
 from limbeck.train.setup import open_setup
 from limbeck.train.texts import open_texts
 from limbeck.train.train import train
@@ -100,14 +101,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Every step takes a second, every evaluation a hundred, every checkpoint a thousand."""
     found = Clock()
     monkeypatch.setattr(loop, "time", found)
-    for name, seconds in (("optimizer_step", 1.0), ("measure", 100.0), ("save", 1000.0)):
-        original = getattr(loop, name)
+    for module, name, seconds in ((loop, "optimizer_step", 1.0), (evaluations, "measure", 100.0), (loop, "save", 1000.0)):
+        original = getattr(module, name)
 
         def slow(*arguments: Any, original: Any = original, seconds: float = seconds, **named: Any) -> Any:
             found.now += seconds
             return original(*arguments, **named)
 
-        monkeypatch.setattr(loop, name, slow)
+        monkeypatch.setattr(module, name, slow)
     return found
 
 

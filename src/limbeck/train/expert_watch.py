@@ -49,11 +49,12 @@ def watch_experts(setup: Setup, recipe: Recipe, costs: Costs, *, path: Path, wri
     if writer is None:
         return
     earlier = [file for file in _kept(path) if int(file.stem) < costs.step]
+    first, before = (np.load(file, allow_pickle=False) for file in (earlier[0], earlier[-1])) if earlier else (None, None)
     layers = []
     for layer, (experts, expert_Nk) in enumerate(zip(setup.student.experts(), expert_MNk, strict=True)):
         values: dict[str, float | None] = {**load_of(expert_Nk, experts=experts.layout.num_experts)}
-        values["drift"] = drift(np.load(earlier[-1])[layer], expert_Nk) if earlier else None
-        values["drift_from_first"] = drift(np.load(earlier[0])[layer], expert_Nk) if earlier else None
+        values["drift"] = drift(before[layer], expert_Nk) if before is not None else None
+        values["drift_from_first"] = drift(first[layer], expert_Nk) if first is not None else None
         layers.append(values)
     writer.record_layers("experts", costs, layers, **_means(layers))
     (path / FOLDER).mkdir(exist_ok=True)
