@@ -9,14 +9,18 @@ import torch
 from safetensors.torch import load_file
 from tiny_world import make_other_tokenizer, make_teacher
 
+from limbeck.data.packing import Piece
 from limbeck.errors import LimbeckError
 from limbeck.runs import open_run
 from limbeck.signals.store import SignalStore, verify
+from limbeck.signals.types import ChunkRows
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
 from limbeck.students import hf
 from limbeck.study.stores import extend_recipe_store, write_recipe_stores
 from limbeck.train import loop
+from limbeck.train import preflight as preflight_module
+from limbeck.train.preflight import preflight
 from limbeck.train.setup import open_setup
 from limbeck.train.train import train
 
@@ -177,6 +181,44 @@ def test_a_store_is_extended_by_documents(across: dict[str, Any], texts_folder: 
     write_recipe_stores([alone])
     one, two = train(recipe_of(across, name="one")), train(recipe_of(across, name="two", store=alone.store_path))
     assert losses(one) == losses(two)
+
+
+def test_documents_that_cannot_be_aligned_may_come_first(across: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no chunks: the check before a run looks at the first sequence that has one, and says so where none has."""
+    across["data"]["sequence_length"] = 8
+    recipe = recipe_of(across, signal=live(across))
+    setup = open_setup(recipe)
+    assert setup.texts.across is not None
+    counterpart, stream = setup.texts.across.counterpart, setup.loader.stream
+    assert preflight(setup).gradients["alm"] > 0
+    early = {piece.document for number in range(3) for piece in stream.sequence(number)}
+    counterpart.lost_N[list(early)] = True
+    sequences = [stream.sequence(number) for number in range(64)]
+    first = next(each for each in sequences if not early.issuperset(piece.document for piece in each))
+    assert first not in sequences[:3]
+    read: list[list[Piece]] = []
+    rows = setup.loader.source.rows
+    monkeypatch.setattr(setup.loader.source, "rows", lambda pieces: (read.append(list(pieces)), rows(pieces))[1])
+    assert preflight(setup).gradients["alm"] > 0
+    assert read == [first]
+    counterpart.lost_N[:] = True
+    with pytest.raises(LimbeckError, match=r"no chunk lies within any of the first 64 sequences.*raise data\.sequence_length"):
+        preflight(setup)
+
+
+def test_a_chunk_that_comes_late_is_looked_at(across: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the positions at which gradients are taken from the beginning."""
+    setup = open_setup(recipe_of(across, signal=live(across), objective={"kind": "alm", "boundary": None}))
+    rows = setup.loader.source.rows
+
+    def without_early(pieces: list[Piece]) -> ChunkRows:
+        found = rows(pieces)
+        found.tokens_T[: found.tokens_T.nonzero()[-8]] = 0
+        return found
+
+    monkeypatch.setattr(preflight_module, "POSITIONS", 8)
+    monkeypatch.setattr(setup.loader.source, "rows", without_early)
+    assert preflight(setup).gradients["alm"] > 0
 
 
 def test_bad_pairs_are_refused_before_anything_is_scored(

@@ -12,13 +12,16 @@ Shapes: T positions of the sequence that hold something, N of them at which grad
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from limbeck.compute import autocast
+from limbeck.data.counterpart import Counterpart
 from limbeck.data.loader import Batch
+from limbeck.data.packing import Piece
 from limbeck.data.store_rows import StoreRows
 from limbeck.errors import LimbeckError
 from limbeck.objectives.across_prepared import Across
@@ -33,6 +36,8 @@ from limbeck.train.sharding import head_gathered
 TokenRows = SparseRows | DenseRows
 POSITIONS = 128
 """At which gradients are taken: N."""
+MOST_WITHOUT_CHUNKS = 64
+"""Sequences that are looked through for a chunk."""
 _CERTAIN = 5.0
 """Standard errors that a difference must exceed to be one."""
 _MOST_OF_UNIFORM = 3.0
@@ -74,7 +79,7 @@ def preflight(setup: Setup) -> Preflight:
     """Check the first sequence of this process; `PreflightError` says what is wrong with it."""
     started = time.perf_counter()
     loader, device = setup.loader, setup.device
-    batch = loader.batch([loader.stream.sequence(loader.rank)])
+    batch = loader.batch([_first_sequence(setup)])
     vocab_size = setup.recipe.student.vocab_size
     assert vocab_size is not None
     key = setup.recipe.student.vocab_size_key
@@ -84,9 +89,7 @@ def preflight(setup: Setup) -> Preflight:
     targets_T = batch.targets_BT.flatten().to(device)[held_T]
     mass, mass_of_store = None, None
     if rows is not None:
-        if isinstance(rows, ChunkRows):
-            _check_chunks(rows)
-        else:
+        if not isinstance(rows, ChunkRows):
             _check_row_ids(rows, vocab_size=vocab_size, key=key)
             mass_of_store = loader.source.signals.mass_on_text if isinstance(loader.source, StoreRows) else None
             mass = _check_alignment(rows, targets_T, mass_of_store=mass_of_store)
@@ -103,6 +106,28 @@ def preflight(setup: Setup) -> Preflight:
         documents_left_out=loader.stream.left_out,
         seconds=time.perf_counter() - started,
     )
+
+
+def _first_sequence(setup: Setup) -> Sequence[Piece]:
+    """This process's first; where chunks are compared, the first with one, since documents may be lost to one tokenizer."""
+    loader, across = setup.loader, setup.texts.across
+    if across is None:
+        return loader.stream.sequence(loader.rank)
+    ours = range(loader.rank, loader.rank + MOST_WITHOUT_CHUNKS * loader.world_size, loader.world_size)
+    for sequence in map(loader.stream.sequence, ours):
+        if any(_has_a_chunk(across.counterpart, piece) for piece in sequence):
+            return sequence
+    raise PreflightError(
+        f"no chunk lies within any of the first {MOST_WITHOUT_CHUNKS} sequences: student and teacher have hardly a boundary in "
+        "common there (`limbeck show STUDENT --beside TEACHER` tells); raise data.sequence_length, or take texts of which both "
+        "tokenizers have some"
+    )
+
+
+def _has_a_chunk(documents: Counterpart, piece: Piece) -> bool:
+    """Whether a chunk's first and last tokens are targets of one piece: token t + 1 is the target of position t."""
+    chunks = documents.alignment(piece.document)
+    return bool(((chunks.student_starts_C > piece.start) & (chunks.student_ends_C - 1 <= piece.stop)).any())
 
 
 def _check_tokens(batch: Batch, *, vocab_size: int, key: str) -> None:
@@ -138,17 +163,12 @@ def _held(batch: Batch) -> Tensor:
 
 
 def _places(length: int, rows: SignalRows | None) -> Tensor:
-    """N of so many positions: as far apart as they can be, but the first ones where chunks have to stay together."""
-    number = min(POSITIONS, length)
-    return torch.arange(number) if isinstance(rows, ChunkRows) else torch.linspace(0, length - 1, number).long()
-
-
-def _check_chunks(rows: ChunkRows) -> None:
-    if not bool((rows.tokens_T > 0).any()):
-        raise PreflightError(
-            "no chunk of the first sequence lies within it: student and teacher have hardly a boundary in common there; raise "
-            "data.sequence_length, or take texts of which both tokenizers have some"
-        )
+    """N of so many positions: as far apart as they can be, but from the first chunk on where chunks have to stay together."""
+    if not isinstance(rows, ChunkRows):
+        return torch.linspace(0, length - 1, min(POSITIONS, length)).long()
+    ends = int(rows.tokens_T.nonzero()[0])
+    begins = ends + 1 - int(rows.tokens_T[ends])
+    return torch.arange(begins, min(begins + POSITIONS, length))
 
 
 def _check_row_ids(rows: TokenRows, *, vocab_size: int, key: str) -> None:
