@@ -88,11 +88,10 @@ def preflight(setup: Setup) -> Preflight:
     rows = None if batch.rows is None else rows_at(to_device(batch.rows, device), held_T)
     targets_T = batch.targets_BT.flatten().to(device)[held_T]
     mass, mass_of_store = None, None
-    if rows is not None:
-        if not isinstance(rows, ChunkRows):
-            _check_row_ids(rows, vocab_size=vocab_size, key=key)
-            mass_of_store = loader.source.signals.mass_on_text if isinstance(loader.source, StoreRows) else None
-            mass = _check_alignment(rows, targets_T, mass_of_store=mass_of_store)
+    if rows is not None and not isinstance(rows, ChunkRows):
+        _check_row_ids(rows, vocab_size=vocab_size, key=key)
+        mass_of_store = loader.source.signals.mass_on_text if isinstance(loader.source, StoreRows) else None
+        mass = _check_alignment(rows, targets_T, mass_of_store=mass_of_store)
     at_N = _places(len(targets_T), rows).to(device)
     logits_NV = _logits(setup, batch, held_T[at_N])
     ce = _check_loss_scale(logits_NV, targets_T[at_N])
