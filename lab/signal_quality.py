@@ -19,7 +19,7 @@ from seeds import Values, arms_of, interval, shown
 from torch import Tensor
 
 from limbeck.compute import pick_device
-from limbeck.data.token_store import prepare_texts
+from limbeck.data.prepare import prepare_texts
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.drawing import COLOURS, Draw, write_figure
 from limbeck.evals.quantisation import Comparison, compare

@@ -12,7 +12,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from limbeck.data.token_store import TokenStore, prepare_texts
+from limbeck.data.prepare import prepare_texts
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.evals.bits_per_byte import evaluate
 from limbeck.spec.data import FileTexts

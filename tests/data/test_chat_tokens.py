@@ -10,7 +10,8 @@ from tiny_chats import HARMONY_TOKENS, THINKING, chat_tokenizer, messages, write
 from limbeck.data.chat_template import with_chat_template
 from limbeck.data.chat_tokens import ChatTokens, Left, read_tokens
 from limbeck.data.chats import chat
-from limbeck.data.token_store import TokenStore, prepare, prepare_texts
+from limbeck.data.prepare import prepare, prepare_texts
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
 from limbeck.spec.data import ChatTexts, Data, FileTexts
@@ -200,6 +201,23 @@ def test_a_store_of_chats_holds_what_was_read(traces: tuple[Path, list[int]], ch
     assert store.measured_per_document.tolist() == [int(store.measured(index).sum()) for index in range(len(store))]
     other = prepare_texts(ChatTexts(paths=(str(traces[0]),)), chatml, title="training")
     assert other.path != store.path  # another loss_on
+
+
+@pytest.mark.parametrize("name", ["asistant.final", "assistant.finale", "usre"])
+def test_what_is_learnt_is_no_name_that_nobody_has(
+    name: str, traces: tuple[Path, list[int]], tmp_path: Path, chatml: Tokenizer
+) -> None:
+    """`ipython` is in the training chats alone, and no chat calls a tool."""
+    more, kept = tmp_path / "more.jsonl", tmp_path / "kept.jsonl"
+    write_chats(more, {"messages": messages(("user", "compute"), ("ipython", "4"), ("assistant", "It is 4."))})
+    write_chats(kept, record("q", "low"))
+    texts = {"kind": "chats", "paths": [str(traces[0]), str(more)]}
+    values = {"train": texts, "heldout": {"kind": "chats", "paths": [str(kept)]}}
+    usual = ("assistant.final", "assistant.analysis", "tool", "ipython")
+    train, _ = prepare(Data.model_validate({**values, "loss_on": usual}), chatml)
+    assert train.chats[0]["bodies"] == {"assistant.analysis": 11, "assistant.final": 12, "ipython": 1, "user": 12}
+    with pytest.raises(DataError, match=rf"data\.loss_on names '{name}', which no chat has: they have assistant\.analysis,"):
+        prepare(Data.model_validate({**values, "loss_on": (*usual, name)}), chatml)
 
 
 def test_a_mixture_is_one_store_of_its_parts(traces: tuple[Path, list[int]], tmp_path: Path, chatml: Tokenizer) -> None:

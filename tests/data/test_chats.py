@@ -172,9 +172,27 @@ def test_chats_are_read_once_and_by_effort(tmp_path: Path) -> None:
     efforts = [found.effort for found in read_chats(ChatTexts(paths=(str(path),)))]
     assert efforts == ["low", None]
     assert [found.effort for found in read_chats(ChatTexts(paths=(str(path),), efforts=("low", "high")))] == ["low"]
+    assert [found.effort for found in read_chats(ChatTexts(paths=(str(path),), efforts=("none",)))] == [None]
     other = write_chats(tmp_path / "a.txt", said_low)
     with pytest.raises(DataError, match=r"a\.txt: chats are read from \.jsonl alone"):
         list(read_chats(ChatTexts(paths=(str(other),))))
+
+
+@pytest.mark.parametrize("key", ["efforts", "trace_caps"])
+def test_an_effort_that_is_misspelt_is_named(key: str, tmp_path: Path) -> None:
+    """Those that chats often have may be missing here: caps are written once for several files."""
+    said = [{"messages": messages(("user", "a")), "reasoning_effort": effort} for effort in ("low", "utmost")]
+    path = write_chats(tmp_path / "a.jsonl", *said)
+
+    def read(*names: str) -> list[str | None]:
+        values = dict.fromkeys(names, 8) if key == "trace_caps" else names
+        return [each.effort for each in read_chats(ChatTexts.model_validate({"paths": (str(path),), key: values}))]
+
+    assert read("low", "high", "none", "utmost") == ["low", "utmost"]
+    with pytest.raises(
+        DataError, match=rf"^{key} names the effort 'hihg', which no chat of .*a\.jsonl has: they have low, utmost"
+    ):
+        read("low", "hihg")
 
 
 def test_a_missing_template_is_one_sentence(teacher_folder: Path, tmp_path: Path, chatml: Tokenizer) -> None:

@@ -11,7 +11,8 @@ from tokenizers import normalizers
 
 from limbeck.data.alignment import align
 from limbeck.data.counterpart import Counterpart, counterpart
-from limbeck.data.token_store import TokenStore, prepare_texts, prepare_training
+from limbeck.data.prepare import prepare_texts, prepare_training
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
 from limbeck.spec.data import ChatTexts, FileTexts, MixedTexts

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from limbeck.data.loader import Loader
 from limbeck.data.packing import TokenStream
-from limbeck.data.token_store import TokenStore, prepare
+from limbeck.data.prepare import prepare
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.data.windows import windows
 from limbeck.spec.data import Data

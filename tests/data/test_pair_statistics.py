@@ -15,7 +15,7 @@ from limbeck.data.pair_statistics import (
     sample_texts,
     text_statistics,
 )
-from limbeck.data.token_store import prepare_texts
+from limbeck.data.prepare import prepare_texts
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.spec.data import FileTexts
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from limbeck.data.token_store import open_token_store, prepare, prepare_texts
+from limbeck.data.prepare import prepare, prepare_texts
+from limbeck.data.token_store import open_token_store
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import DataError
 from limbeck.spec.data import Data, FileTexts

@@ -13,7 +13,8 @@ from tiny_models import ByHand, by_hand, opened
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from limbeck.data.token_store import TokenStore, prepare
+from limbeck.data.prepare import prepare
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import LimbeckError, TeacherError
 from limbeck.evals.bits_per_byte import check, evaluate, measure

@@ -13,7 +13,8 @@ from tiny_world import make_teacher, make_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from limbeck.data.token_store import TokenStore, prepare_texts
+from limbeck.data.prepare import prepare_texts
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.drawing import render_both
 from limbeck.errors import LimbeckError, TeacherError

@@ -11,7 +11,8 @@ from scipy.special import entr, rel_entr
 from small_stores import LENGTHS, Speaks, make_documents, random_teacher, write_store
 from small_stores import VOCAB as SMALL_VOCAB
 
-from limbeck.data.token_store import TokenStore, prepare
+from limbeck.data.prepare import prepare
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import StoreError
 from limbeck.signals.diff import diff

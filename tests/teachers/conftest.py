@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.data.token_store import TokenStore, prepare
+from limbeck.data.prepare import prepare
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe

@@ -13,8 +13,9 @@ from tiny_world import make_other_tokenizer, prose
 
 from limbeck.data.counterpart import Counterpart, counterpart
 from limbeck.data.packing import Piece
+from limbeck.data.prepare import prepare_texts
 from limbeck.data.token_bytes import token_bytes
-from limbeck.data.token_store import TokenStore, prepare_texts
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.signals.rows import concatenate, split, within_pieces
 from limbeck.signals.types import ChunkRows

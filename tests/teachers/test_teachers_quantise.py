@@ -13,7 +13,7 @@ import torch
 from tiny_world import make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from limbeck.data.token_store import prepare
+from limbeck.data.prepare import prepare
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import StoreError, TeacherError
 from limbeck.evals.reference import teacher_reference

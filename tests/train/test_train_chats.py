@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_chats import CHATML, chat_tokenizer, messages, write_chats
-from tiny_world import make_teacher, prose
+from tiny_world import make_other_tokenizer, make_teacher, prose
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -248,3 +249,23 @@ def test_a_store_of_another_template_is_refused_before_the_first_step(
     chats["data"]["chat_template"] = str(template)
     with pytest.raises(StoreError, match="scored for what another chat template makes of chat"):
         open_setup(recipe_of(chats))
+
+
+def test_a_store_of_chunks_knows_the_teachers_template(
+    chats: dict[str, Any], chat_teacher: Path, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """By which the teacher, of another tokenizer, read the chats."""
+    teacher, own = tmp_path / "teacher", make_other_tokenizer(tmp_path / "plain")
+    shutil.copytree(chat_teacher, teacher)
+    chat_tokenizer(own, tmp_path / "own")
+    chats["teacher"]["model"], chats["data"]["tokenizer"] = str(teacher), str(tmp_path / "own")
+    chats |= {"signal": {"kind": "chunks"}, "objective": {"kind": "alm"}}
+    write_recipe_stores([recipe_of(chats)])
+    open_setup(recipe_of(chats))
+    changed = load_tokenizer(str(teacher)).backend
+    changed.chat_template = CHATML.replace("message.role", "message.role | upper")
+    changed.save_pretrained(teacher)
+    with pytest.raises(StoreError, match="scored for what another chat template of the teacher's makes of the chats"):
+        open_setup(recipe_of(chats))
+    with pytest.raises(StoreError, match="teacher_template"):
+        write_recipe_stores([recipe_of(chats)])

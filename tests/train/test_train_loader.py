@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from limbeck.data.loader import Batch, Loader
 from limbeck.data.packing import TokenStream
+from limbeck.data.prepare import prepare
 from limbeck.data.store_rows import StoreRows
-from limbeck.data.token_store import TokenStore, prepare
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import SpecError, StoreError
 from limbeck.signals.store import SignalStore

@@ -78,7 +78,7 @@ def _arm(name: str, teacher: Teacher) -> Teacher:
 def _measure(recipe: Recipe, reference: Teacher, arms: dict[str, Teacher], *, texts: Texts) -> "Table":
     from limbeck.compute import pick_device
     from limbeck.data.chat_template import with_chat_template
-    from limbeck.data.token_store import prepare_texts
+    from limbeck.data.prepare import prepare_texts
     from limbeck.data.tokenizers import load_tokenizer
     from limbeck.evals.quantisation import compare, whole_text_ends
     from limbeck.teachers.files import locate

@@ -19,14 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.data.chat_template import invitation
-from limbeck.data.chats import ASSISTANT, TRACE, Body, Chat, RenderedChat, UnreadableChat, render
+from limbeck.data.chats import ASSISTANT, NO_EFFORT, TRACE, Body, Chat, RenderedChat, UnreadableChat, render
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
 from limbeck.spec.data import ChatTexts
 
 ENCODE_AT_ONCE = 256
-NO_EFFORT = "none"
-"""In statistics, of chats that name no effort."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,11 @@ class Left:
     """Kept chats of which the template leaves out the last trace."""
     traces: dict[str, list[int]] = field(default_factory=dict)
     """By effort, the tokens of the traces of kept chats."""
+    bodies: Counter[str] = field(default_factory=Counter)
+    """By `role` or `role.channel`, of all chats that can be read."""
 
     def statistics(self) -> dict[str, Any]:
-        """Of traces by effort: chats, and mean, median, 90th percentile and maximum of their tokens; and what is left out."""
+        """Of traces by effort: chats, and mean, median, 90th percentile and maximum of their tokens; and the rest as it is."""
         traces = {}
         for effort, lengths in sorted(self.traces.items()):
             p50, p90 = np.quantile(lengths, [0.5, 0.9])
@@ -67,12 +67,17 @@ class Left:
                 "p90": float(p90),
                 "max": int(max(lengths)),
             }
-        return {"traces": traces, "left_out": dict(self.out), "traces_unsaid": self.unsaid}
+        return {
+            "traces": traces,
+            "left_out": dict(self.out),
+            "traces_unsaid": self.unsaid,
+            "bodies": dict(sorted(self.bodies.items())),
+        }
 
 
 def counts(body: Body, loss_on: Sequence[str] | None) -> bool:
     """Whether a body is one of those that `role` or `role.channel` name; None: every one is."""
-    return loss_on is None or body.role in loss_on or f"{body.role}.{body.channel}" in loss_on
+    return loss_on is None or body.role in loss_on or body.name in loss_on
 
 
 def read_tokens(
@@ -89,6 +94,7 @@ def read_tokens(
             except UnreadableChat:
                 left.out["the template changes what they say"] += 1
         for found in _encoded(rendered, tokenizer, special=special, invited=invited, loss_on=loss_on):
+            left.bodies.update(body.name for body in found.chat.bodies)
             reason = _reason_against(found, special, texts)
             if reason is not None:
                 left.out[reason] += 1

@@ -29,6 +29,9 @@ TRACE = "analysis"
 ANSWER = "final"
 """The channel of what an assistant says, where the chat names none."""
 ASSISTANT = "assistant"
+NO_EFFORT = "none"
+"""What specs and statistics call the effort of chats that name none."""
+_USUAL_EFFORTS = ("low", "medium", "high", NO_EFFORT)
 
 
 class UnreadableChat(DataError):
@@ -54,6 +57,11 @@ class Body:
     role: str
     channel: str | None
     text: str
+
+    @property
+    def name(self) -> str:
+        """`role`, or `role.channel`."""
+        return self.role if self.channel is None else f"{self.role}.{self.channel}"
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,13 @@ def chat(messages: Any, *, effort: str | None = None, source: str = "chat") -> C
 
 
 def read_chats(texts: ChatTexts) -> Iterator[Chat]:
-    """The chats of the files that have one of the asked efforts, in order, without repeats."""
+    """The chats of the files that have one of the asked efforts, in order, without repeats.
+
+    `DataError` names the line that is no chat; at the end, an effort that `texts` names and no chat has,
+    unless it is a usual one.
+    """
     seen: set[str] = set()
+    efforts: set[str] = set()
     for path in matching_files(texts.paths):
         for source, record in _read_lines(Path(path)):
             effort = record.get(texts.effort_field)
@@ -124,9 +137,22 @@ def read_chats(texts: ChatTexts) -> Iterator[Chat]:
             if texts.field not in record:
                 raise DataError(f"{source}: no field {texts.field!r}; set data.…field to the name of the messages' field")
             found = chat(record[texts.field], effort=effort, source=source)
-            if found.id not in seen and (texts.efforts is None or effort in texts.efforts):
+            efforts.add(effort or NO_EFFORT)
+            if found.id not in seen and (texts.efforts is None or (effort or NO_EFFORT) in texts.efforts):
                 seen.add(found.id)
                 yield found
+    _check_efforts(texts, efforts)
+
+
+def _check_efforts(texts: ChatTexts, found: set[str]) -> None:
+    """Refuse a name that has no effect because it is misspelt; the usual ones may stand for what other files hold."""
+    for key, names in (("efforts", texts.efforts or ()), ("trace_caps", tuple(texts.trace_caps))):
+        unknown = next((name for name in names if name not in found and name not in _USUAL_EFFORTS), None)
+        if unknown is not None:
+            raise DataError(
+                f"{key} names the effort {unknown!r}, which no chat of {', '.join(texts.paths)} has: they have "
+                f"{', '.join(sorted(found)) or 'none at all'} in {texts.effort_field!r}; write one of these"
+            )
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -22,16 +22,9 @@ from limbeck.data.alignment import NO_CHUNKS, Alignment, align
 from limbeck.data.chat_template import template_digest
 from limbeck.data.chat_tokens import Left, read_tokens
 from limbeck.data.chats import read_chats
+from limbeck.data.prepare import CHAT_FORMAT, ENCODE_AT_ONCE
 from limbeck.data.token_bytes import TokenBytes, token_bytes
-from limbeck.data.token_store import (
-    CHAT_FORMAT,
-    ENCODE_AT_ONCE,
-    Encoded,
-    TokenStore,
-    joined,
-    open_token_store,
-    write_token_store,
-)
+from limbeck.data.token_store import Encoded, TokenStore, joined, open_token_store, write_token_store
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
 from limbeck.paths import cache_folder, write_atomically
@@ -55,6 +48,8 @@ class Counterpart:
     teacher: TokenBytes
     lost_N: np.ndarray
     """bool of each document: it cannot be aligned."""
+    template: str | None = None
+    """Of chats, the digest of the template by which the teacher reads them."""
 
     @cached_property
     def lost(self) -> int:
@@ -83,7 +78,8 @@ def counterpart(store: TokenStore, *, texts: TrainingTexts, student: Tokenizer, 
     tokens = open_token_store(path)
     lost_N = _lost(path / "lost.npy", store, tokens, student=of_student, teacher=of_teacher)
     _report(lost_N, store, student=student, teacher=teacher)
-    return Counterpart(store, tokens, of_student, of_teacher, lost_N)
+    template = None if store.body_numbers is None else template_digest(teacher)
+    return Counterpart(store, tokens, of_student, of_teacher, lost_N, template)
 
 
 def _of_parts(store: TokenStore, texts: MixedTexts, *, student: Tokenizer, teacher: Tokenizer) -> Counterpart:
@@ -95,7 +91,8 @@ def _of_parts(store: TokenStore, texts: MixedTexts, *, student: Tokenizer, teach
     lost_N = np.zeros(len(store), dtype=bool)
     for each, numbers in reversed(list(zip(found, store.documents_of_parts, strict=True))):
         lost_N[numbers] = each.lost_N  # of a document in two parts, the first is read
-    return Counterpart(store, joined([each.tokens for each in found]), found[0].student, found[0].teacher, lost_N)
+    template = next((each.template for each in found if each.template is not None), None)
+    return Counterpart(store, joined([each.tokens for each in found]), found[0].student, found[0].teacher, lost_N, template)
 
 
 def text_of(store: TokenStore, index: int, of: TokenBytes) -> str | None:

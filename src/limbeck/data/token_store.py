@@ -16,30 +16,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from limbeck.data import texts as text_sources
-from limbeck.data.chat_template import template_digest, with_chat_template
-from limbeck.data.chat_tokens import Left, read_tokens
-from limbeck.data.chats import Chat, read_chats
-from limbeck.data.texts import Document
-from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
-from limbeck.paths import cache_folder, put_in_place
-from limbeck.progress import progress, say
-from limbeck.spec.data import ChatTexts, Data, MixedTexts, PlainTexts, Texts, TrainingTexts
-
-FORMAT = 1
-CHAT_FORMAT = 2
-"""Of what is read from chats: raised when they would be read otherwise."""
-ENCODE_AT_ONCE = 256
+from limbeck.paths import put_in_place
+from limbeck.progress import progress
 
 
 @dataclass(frozen=True)
@@ -59,7 +46,7 @@ class TokenStore:
     counted_tokens: np.ndarray | None = None
     body_numbers: np.ndarray | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What store.json says. Of chats `about["chats"]`: `traces` by effort, `left_out` by reason, `traces_unsaid`."""
+    """What store.json says. Of chats `about["chats"]`: `traces` by effort, `left_out` by reason, `traces_unsaid`, `bodies`."""
     parts: tuple["TokenStore", ...] = ()
     """Of a joined store, those that it joins."""
     documents_of_parts: tuple[np.ndarray, ...] = ()
@@ -112,7 +99,11 @@ class TokenStore:
 
     @property
     def chats(self) -> list[dict[str, Any]]:
-        """Of each source of chats: `traces` by effort (chats; mean, p50, p90, max tokens), `left_out` and `traces_unsaid`."""
+        """Of each source of chats: `traces` by effort (chats; mean, p50, p90, max tokens), `left_out`, `traces_unsaid` and
+        `bodies`.
+
+        `left_out` counts chats by reason, `bodies` by `role` or `role.channel`.
+        """
         own = [self.about["chats"]] if "chats" in self.about else []
         return own + [found for part in self.parts for found in part.chats]
 
@@ -213,63 +204,6 @@ def joined(stores: Sequence[TokenStore]) -> TokenStore:
     )
 
 
-def prepare(data: Data, tokenizer: Tokenizer) -> tuple[TokenStore, TokenStore]:
-    """The (training, held-out) token stores of a recipe, made on first use and kept in the user cache.
-
-    A held-out document never trains: it is left out of the training documents by its id.
-    """
-    tokenizer = with_chat_template(tokenizer, data.chat_template)
-    heldout = prepare_texts(data.heldout, tokenizer, title="held-out", loss_on=data.loss_on)
-    return prepare_training(data.train, tokenizer, exclude=heldout, loss_on=data.loss_on), heldout
-
-
-def prepare_training(
-    texts: TrainingTexts, tokenizer: Tokenizer, *, exclude: TokenStore | None, loss_on: Sequence[str] | None
-) -> TokenStore:
-    """The token store of training texts; of a mixture the joined one, its parts in the order of the recipe."""
-    if not isinstance(texts, MixedTexts):
-        return prepare_texts(texts, tokenizer, title="training", exclude=exclude, loss_on=loss_on)
-    sources = {f"training ({name})": part.texts for name, part in texts.parts.items()}
-    return joined(
-        [prepare_texts(each, tokenizer, title=title, exclude=exclude, loss_on=loss_on) for title, each in sources.items()]
-    )
-
-
-def prepare_texts(
-    texts: Texts,
-    tokenizer: Tokenizer,
-    *,
-    title: str,
-    exclude: TokenStore | None = None,
-    loss_on: Sequence[str] | None = None,
-) -> TokenStore:
-    """The token store of some texts less the documents of `exclude`, made on first use and kept in the user cache.
-
-    Of chats, tokens count that `loss_on` names; what is left out of them is said aloud.
-    """
-    about = {
-        "format": FORMAT,
-        "tokenizer": tokenizer.fingerprint,
-        "texts": texts.model_dump(mode="json"),
-        "source": text_sources.fingerprint(texts),
-        "excluded": exclude.documents_digest if exclude is not None else None,
-    }
-    if isinstance(texts, ChatTexts):
-        about |= {"template": template_digest(tokenizer), "loss_on": loss_on and sorted(loss_on), "chat_format": CHAT_FORMAT}
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode("utf-8")).hexdigest()[:20]
-    path = cache_folder() / "tokens" / key
-    if not path.is_dir():
-        forbidden = frozenset(exclude.ids) if exclude is not None else frozenset()
-        if isinstance(texts, ChatTexts):
-            documents, learnt = _of_chats(texts, tokenizer, forbidden=forbidden, loss_on=loss_on)
-        else:
-            documents, learnt = _of_texts(texts, tokenizer, forbidden=forbidden), dict
-        write_token_store(path, documents, about=about, learnt=learnt, max_tokens=texts.sample_tokens, title=title)
-    store = open_token_store(path)
-    _say_what_is_left_out(store, title=title)
-    return store
-
-
 @dataclass(frozen=True)
 class Encoded:
     """A document in tokens; `counted` and `bodies` (of its tokens) are those of a chat."""
@@ -279,37 +213,6 @@ class Encoded:
     tokens: np.ndarray
     counted: np.ndarray | None = None
     bodies: np.ndarray | None = None
-
-
-def _of_texts(texts: PlainTexts, tokenizer: Tokenizer, *, forbidden: frozenset[str]) -> Iterator[Encoded]:
-    documents: Iterable[Document] = (found for found in text_sources.read_documents(texts) if found.id not in forbidden)
-    if texts.sample_tokens is not None:
-        documents = sorted(documents, key=lambda found: found.id)
-    remaining = iter(documents)
-    while group := list(islice(remaining, ENCODE_AT_ONCE)):
-        for found, tokens in zip(group, tokenizer.encode([found.text for found in group]), strict=True):
-            yield Encoded(found.id, found.num_bytes, tokens)
-
-
-def _of_chats(
-    texts: ChatTexts, tokenizer: Tokenizer, *, forbidden: frozenset[str], loss_on: Sequence[str] | None
-) -> tuple[Iterator[Encoded], Callable[[], dict[str, Any]]]:
-    """The chats, and what is known of all of them once they are read."""
-    chats: Iterable[Chat] = (found for found in read_chats(texts) if found.id not in forbidden)
-    if texts.sample_tokens is not None:
-        chats = sorted(chats, key=lambda found: found.id)
-    left = Left()
-    found = read_tokens(chats, tokenizer, texts=texts, loss_on=loss_on, left=left)
-    encoded = (Encoded(each.chat.id, each.num_bytes, each.tokens_T, each.counted_T, each.bodies_T) for each in found)
-    return encoded, lambda: {"chats": left.statistics()}
-
-
-def _say_what_is_left_out(store: TokenStore, *, title: str) -> None:
-    found = store.about.get("chats", {})
-    for reason, number in found.get("left_out", {}).items():
-        say(f"{title} chats: {number:,} left out, since {reason} ({len(store):,} kept)")
-    if found.get("traces_unsaid"):
-        say(f"{title} chats: the chat template leaves out the traces of {found['traces_unsaid']:,} of {len(store):,}")
 
 
 def write_token_store(

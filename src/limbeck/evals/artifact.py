@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from limbeck.data.token_store import prepare_texts
+from limbeck.data.prepare import prepare_texts
 from limbeck.eval_results import Metric
 from limbeck.evals.bits_per_byte import evaluate
 from limbeck.evals.student import StudentReader

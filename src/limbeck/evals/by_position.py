@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from limbeck.compute import pick_device
-from limbeck.data.token_store import TokenStore, prepare_texts
+from limbeck.data.prepare import prepare_texts
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.data.windows import Window
 from limbeck.errors import LimbeckError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.data.token_store import prepare_texts
+from limbeck.data.prepare import prepare_texts
 from limbeck.errors import DataError
 from limbeck.eval_results import Metric
 from limbeck.evals.chat import require_template, stop_ids

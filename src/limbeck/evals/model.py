@@ -2,7 +2,7 @@
 
 from limbeck.compute import pick_device
 from limbeck.data.chat_template import with_chat_template
-from limbeck.data.token_store import prepare_texts
+from limbeck.data.prepare import prepare_texts
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.evals.bits_per_byte import HeldOut, evaluate
 from limbeck.evals.reference import Reference, reads_alike, teacher_reference

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.data.token_store import prepare_texts
+from limbeck.data.prepare import prepare_texts
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError
 from limbeck.evals.chat import chat_text, document_tokens, plain_tokens, require_template

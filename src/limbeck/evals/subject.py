@@ -5,7 +5,8 @@ from typing import Any
 
 from limbeck.compute import pick_device
 from limbeck.data.chat_template import with_chat_template
-from limbeck.data.token_store import TokenStore, prepare_texts
+from limbeck.data.prepare import prepare_texts
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.spec.base import parse

@@ -57,13 +57,13 @@ class StoreIdentity:
     """Of the teacher; where it has another tokenizer than the documents, of the larger of the two."""
     teacher_tokenizer: str | None = None
     """Of a signal of chunks, the fingerprint of the teacher's tokenizer, while `tokenizer` is the students'."""
+    teacher_template: str | None = None
+    """Of chunks of chats, the digest of the chat template by which the teacher read them."""
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, but for a teacher's tokenizer that is not another one: stores of format 3 may have been without."""
+        """All of it, but for what is said of chunks where there are none: stores of format 3 may have been without."""
         values = dataclasses.asdict(self)
-        if self.teacher_tokenizer is None:
-            del values["teacher_tokenizer"]
-        return values
+        return {key: value for key, value in values.items() if value is not None or not key.startswith("teacher_")}
 
     @property
     def spec(self) -> StoredSignal:

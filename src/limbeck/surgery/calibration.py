@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from limbeck.data.token_store import TokenStore, prepare, prepare_texts
+from limbeck.data.prepare import prepare, prepare_texts
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import DataError, SpecError
 from limbeck.evals.chat import chat_text, plain_tokens, require_template

@@ -274,6 +274,7 @@ def store_identity(
         signal=signal_identity(signal),
         vocab_size=max(teacher.vocab_size, students),
         teacher_tokenizer=counterpart.tokens.tokenizer_fingerprint if of_chunks and counterpart is not None else None,
+        teacher_template=counterpart.template if of_chunks and counterpart is not None else None,
     )
 
 

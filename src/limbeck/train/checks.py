@@ -131,6 +131,11 @@ def check_store(signals: SignalStore, recipe: Recipe, texts: Texts) -> None:
             "it was written for other texts; run `limbeck cache write` with another store path"
         )
     _check_rendering(signals, texts.train)
+    if texts.across is not None and texts.across.counterpart.template != signals.identity.teacher_template:
+        raise StoreError(
+            f"{signals.path} was scored for what another chat template of the teacher's makes of the chats: put the "
+            "template of its tokenizer back, or write another store with `limbeck cache write` and store=PATH"
+        )
 
 
 def _check_rendering(signals: SignalStore, train: TokenStore) -> None:

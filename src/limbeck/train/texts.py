@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from limbeck.data.chat_template import with_chat_template
 from limbeck.data.counterpart import Counterpart, counterpart
-from limbeck.data.token_store import TokenStore, prepare
+from limbeck.data.prepare import prepare
+from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import DataError, SpecError
 from limbeck.spec.objective import crosses_tokenizers, needs_teacher
