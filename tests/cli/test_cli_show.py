@@ -224,6 +224,13 @@ def test_hours_of_an_on_policy_recipe_say_what_is_not_in_them(limbeck: Callable[
     assert "rollouts" not in limbeck("show", "nano").out
 
 
+def test_hours_of_masked_tokens_say_what_is_not_in_them(limbeck: Callable[..., Any]) -> None:
+    """A budget in tokens counts those that have a loss; one in steps all that are read."""
+    changes = ("data.loss_on=[assistant]", "data.train={kind: chats, paths: [c.jsonl]}")
+    assert "FLOP/s, without the tokens that have no loss (data.loss_on)" in limbeck("show", "nano", *changes).out
+    assert "data.loss_on)" not in limbeck("show", "nano", *changes, "budget={kind: steps, amount: 9}").out
+
+
 def test_two_tokenizers_beside_each_other(limbeck: Callable[..., Any], tmp_path: Path) -> None:
     for name, pattern in (("three", GROUPS_OF_THREE), ("one", ONE_BY_ONE)):
         byte_level(tmp_path / name, vocab_size=450, pattern=pattern)

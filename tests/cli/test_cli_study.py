@@ -100,6 +100,9 @@ def test_a_dry_run_for_people_has_a_line_an_arm(limbeck: Command, study_file: Pa
     assert [line.split()[0] for line in lines[2:7]] == ["teacher", "control", "outside", "kd", "wider"]
     assert lines[5].split()[1] == "teacher"
     assert lines[-1].startswith("to run: 5 cells; ")
+    assert lines[-1].endswith(" bytes")
+    last = limbeck("study", "run", "moe", "-o", tmp_path / "moe", "--dry-run").out.splitlines()[-1]
+    assert last.endswith("bytes; without what it takes to write the rollouts and the tokens that have no loss (data.loss_on)")
 
 
 def test_output_is_named_after_the_study(

@@ -3,6 +3,7 @@
 `limbeck show TOKENIZER --beside OTHER`: how two tokenizers read the same texts.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +27,7 @@ from limbeck.cli.show_pruned import pruned_file, show_pruned
 from limbeck.errors import SpecError
 from limbeck.plan.devices import find_device, sustained_flops_per_second
 from limbeck.plan.pretrained import student_config, student_vocab_size, student_width
-from limbeck.plan.price import Price, price, shares_of
+from limbeck.plan.price import Price, not_in_price, price, shares_of
 from limbeck.report.pruning import PRUNING
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.objective import needs_teacher
@@ -134,8 +135,7 @@ def show_recipe(recipe: Recipe, *, flops_per_second: float | None = None, as_jso
     head = vocab_size * _width(recipe.student)
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip()
     export = f"export: {architecture}{_reason(recipe)}"
-    writes = any(part.on_policy is not None for _, part in recipe.stages)
-    costs = _costs(cost, speed, training_bytes=training_bytes, writes=writes)
+    costs = _costs(cost, speed, training_bytes=training_bytes, without=not_in_price(recipe))
     listed = ["", *_stages(stages)] if recipe.curriculum else []
     lines = [resolved, "---", *_parameters(cost, head=head), *costs, export, *listed, "", *_optimizer(rows)]
     emit(values, as_json=as_json, lines=lines)
@@ -229,8 +229,8 @@ def _parameters(cost: Price, *, head: int) -> list[str]:
     return lines
 
 
-def _costs(cost: Price, flops_per_second: float, *, training_bytes: int, writes: bool) -> list[str]:
-    written = ", without what it takes to write the rollouts" if writes else ""
+def _costs(cost: Price, flops_per_second: float, *, training_bytes: int, without: Sequence[str]) -> list[str]:
+    left_out = f", without {' and '.join(without)}" if without else ""
 
     def shown(amount: float | None, unit: str) -> str:
         return human(amount, unit) if amount is not None else "unknown"
@@ -240,5 +240,5 @@ def _costs(cost: Price, flops_per_second: float, *, training_bytes: int, writes:
         f"teacher: {shown(cost.teacher_flops_per_token, 'FLOPs')} per token, at most {shown(cost.teacher_flops, 'FLOPs')}",
         f"memory: {human(training_bytes, 'B')} for parameters, gradients and the optimizer's state",
         f"store: {shown(cost.store_bytes_per_token, 'B')} per token",
-        f"hours: {shown(cost.hours, '')} at {flops_per_second:.3g} FLOP/s{written}",
+        f"hours: {shown(cost.hours, '')} at {flops_per_second:.3g} FLOP/s{left_out}",
     ]

@@ -8,6 +8,7 @@ import typer
 from limbeck.cli.arguments import Json, Overrides
 from limbeck.cli.output import emit, human, table
 from limbeck.errors import LimbeckError, SpecError
+from limbeck.plan.price import not_in_price
 from limbeck.plan.study_price import ArmPrice
 from limbeck.progress import say
 from limbeck.runs import is_finished
@@ -153,10 +154,12 @@ def _row(arm: ArmPrice, seconds: float | None) -> tuple[str, ...]:
 
 def _total(predicted: "Predicted") -> str:
     price = predicted.price
+    without = dict.fromkeys(each for arm in price.arms for each in not_in_price(predicted.cells[arm.arm].recipe))
+    left_out = f"; without {' and '.join(without)}" if without else ""
     return (
         f"to run: {len(price.arms)} cells; {_shown(price.training_flops)} FLOPs of training + "
         f"{_shown(price.scoring_flops)} of scoring = {_shown(price.total_flops)}, {_shown(predicted.hours)} hours at "
-        f"{price.flops_per_second:.3g} FLOP/s; stores of {_shown(price.store_bytes)} bytes"
+        f"{price.flops_per_second:.3g} FLOP/s; stores of {_shown(price.store_bytes)} bytes{left_out}"
     )
 
 

@@ -22,7 +22,7 @@ from limbeck.spec.student import HuggingFaceStudent
 class Price:
     """What a recipe will cost. None: cannot be told without the teacher's configuration, or for a budget in seconds.
 
-    Of an on-policy recipe it is what reading sequences of full length costs; what it takes to write them is not in it.
+    Of an on-policy recipe it is what reading sequences of full length costs; `not_in_price` says what is not in it.
     """
 
     params: Parameters
@@ -87,6 +87,17 @@ def price(
         store_bytes_per_token=_stored(recipe, vocab_size=vocab_size),
         hours=total / flops_per_second / 3600 if total is not None else _hours_of_seconds(recipe),
     )
+
+
+def not_in_price(recipe: Recipe) -> tuple[str, ...]:
+    """For people: what a recipe will cost beyond its price, since it depends on what the texts hold and students write."""
+    parts = [part for _, part in recipe.stages]
+    counts = isinstance(recipe.budget, Tokens)  # those that have a loss, while all that are read cost
+    found = {
+        "what it takes to write the rollouts": any(part.on_policy is not None for part in parts),
+        "the tokens that have no loss (data.loss_on)": counts and any(part.data.loss_on is not None for part in parts),
+    }
+    return tuple(name for name, is_so in found.items() if is_so)
 
 
 def shares_of(recipe: Recipe) -> list[Recipe]:
