@@ -118,7 +118,7 @@ IN_STAGES: dict[str, dict[str, Any]] = {
     "moe": {
         **in_stages("student.positions.yarn"),
         "student": student(moe(num_layers=2)),
-        "optimizer": {"kind": "muon", "lr": 0.01},
+        "optimizer": {"kind": "muon", "lr": 0.05},
     },
 }
 KEPT = ("milestones/1", "milestones/4", "milestones/6", "stages/short", "stages/live", "student")
