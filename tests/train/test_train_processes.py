@@ -206,8 +206,11 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]]
             shifted = write_recipe(tiny, folder, name="shifted")
             stopped = write_recipe(tiny, folder, **TWELVE_STEPS, name="stopped")
             refused = write_recipe(tiny, folder, objective={"kind": "ce"}, batch={"sequences": 3}, name="refused")
+            shares = [{"name": "one", "share": 0.5}, {"name": "two", "share": 0.5, "changes": {"batch.sequences": 5}}]
+            later = write_recipe(tiny, folder, objective={"kind": "ce"}, curriculum=shares, name="later")
             write_recipe_stores([shifted[1]])
-            groups = Group(2, [shifted[0]], OTHER_TOKENS_IN_ONE), Group(2, [refused[0], stopped[0]], STOPPED_IN_ONE)
+            whole = Group(2, [refused[0], later[0], stopped[0]], STOPPED_IN_ONE)
+            groups = Group(2, [shifted[0]], OTHER_TOKENS_IN_ONE), whole
             made.append(Pairs(stopped[1], shifted[1], several(folder, *groups)))
         return made[0]
 
@@ -235,5 +238,10 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(values: dict[str, Any], pairs: Callable[..., Pairs]) -> None:
-    for each in pairs(values).ended[1]:
-        assert "batch.sequences=3 is not a multiple of the 2 processes" in each["errors"]["refused"]
+    """A later stage's too, before the first step of the first."""
+    found = pairs(values)
+    for each in found.ended[1]:
+        assert "batch.sequences=3 is not a multiple of the 2 processes: set it to 4, or start" in each["errors"]["refused"]
+        said = "stage two: batch.sequences=5 is not a multiple of the 2 processes: set it to 6, or start a number of processes"
+        assert said in each["errors"]["later"]
+    assert not Path(found.stopped.run_path).with_name("later").exists()

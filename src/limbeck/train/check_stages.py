@@ -7,7 +7,7 @@ from limbeck.signals.store import SignalStore
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.start import yarns
-from limbeck.train.checks import check_reads_whole, check_store
+from limbeck.train.checks import check_batch, check_reads_whole, check_store
 from limbeck.train.course import Course
 from limbeck.train.prompts import open_prompts
 from limbeck.train.setup import Setup
@@ -17,12 +17,14 @@ from limbeck.train.texts import Texts, first_process_first
 def check_stages(course: Course, setup: Setup) -> None:
     """Open the texts, stores and prompts of the stages that follow the one that is set up.
 
-    `LimbeckError` names the stage that lacks something, or whose texts are other tokens than those of the first.
+    `LimbeckError` names the stage that lacks something, whose texts are other tokens than those of the first, or whose batch
+    the processes cannot share.
     """
     stages = course.recipe.stages
     for number in range(course.place.stage + 1, len(stages)):
         stage, recipe = stages[number]
         try:
+            check_batch(recipe, setup.processes)
             texts = first_process_first(recipe, setup.processes)
             _check(recipe, texts, than=setup.texts)
         except LimbeckError as error:

@@ -14,6 +14,7 @@ from limbeck.students.pretrained import vocabulary
 from limbeck.students.start import Start
 from limbeck.teachers.files import read_config, weights_digest
 from limbeck.teachers.huggingface import Teacher
+from limbeck.train.parallel import Processes
 from limbeck.train.pool import AskedRows
 from limbeck.train.texts import Texts
 
@@ -39,6 +40,16 @@ def check_holds(recipe: Recipe, texts: Texts, *, size: int | None) -> None:
     """Refuse a vocabulary, where one is asked for, that has not all of the tokenizer's ids."""
     if size is not None and size < texts.tokenizer.size:
         raise SpecError(f"{recipe.student.vocab_size_key}={size} is smaller than the tokenizer's {texts.tokenizer.size} ids")
+
+
+def check_batch(recipe: Recipe, processes: Processes) -> None:
+    """Refuse a batch of which some processes would read more sequences than others."""
+    sequences, readers = recipe.batch.sequences, processes.world_size
+    if sequences % readers:
+        raise SpecError(
+            f"batch.sequences={sequences} is not a multiple of the {readers} processes: set it to "
+            f"{-(-sequences // readers) * readers}, or start a number of processes that divides it"
+        )
 
 
 def check_reads_whole(recipe: Recipe, texts: Texts) -> None:

@@ -18,7 +18,6 @@ from limbeck.data.packing import SequenceStream
 from limbeck.data.store_rows import StoreRows
 from limbeck.data.streams import counted_share, open_stream
 from limbeck.data.vocabulary_pair import pieces, vocabulary_pair
-from limbeck.errors import SpecError
 from limbeck.evals.reference import Reference, reads_alike, teacher_reference
 from limbeck.objectives.across_prepared import Across, prepare_across
 from limbeck.objectives.custom import load_functions
@@ -45,7 +44,7 @@ from limbeck.teachers.huggingface import Teacher, load_teacher
 from limbeck.teachers.live import LiveRows
 from limbeck.teachers.live_chunks import LiveChunks
 from limbeck.train.accounts import StudentCosts, student_costs, teacher_flops_per_scored_token, tokens_scored_per_row
-from limbeck.train.checks import check_holds, check_reads_whole, check_store, teacher_width, with_vocabulary
+from limbeck.train.checks import check_batch, check_holds, check_reads_whole, check_store, teacher_width, with_vocabulary
 from limbeck.train.parallel import Processes, from_first, start_processes, wait_for_all
 from limbeck.train.pool import AskedRows, pool_size
 from limbeck.train.sharding import shard
@@ -165,6 +164,7 @@ def _opened(
     device: torch.device,
 ) -> Setup:
     """The rest, with a teacher that is here or is asked."""
+    check_batch(recipe, processes)
     pruned = _pruned(recipe, processes, device=device)
     reference = _reference(recipe, texts, teacher, device=device, processes=processes)
     width = teacher_width(recipe, texts, signals=signals, teacher=teacher, reference=reference)
@@ -177,8 +177,6 @@ def _opened(
     share = counted_share(stream, texts.train)
     _say_how_it_packs(recipe, stream)
     sequences = recipe.batch.sequences
-    if sequences % processes.world_size:
-        raise SpecError(f"batch.sequences={sequences} is not a multiple of the {processes.world_size} processes")
     loader = Loader(
         texts.train,
         stream=stream,

@@ -20,7 +20,7 @@ from limbeck.train.check_stages import check_stages
 from limbeck.train.course import Course
 from limbeck.train.loop import run
 from limbeck.train.measure import finish
-from limbeck.train.parallel import Processes, leave
+from limbeck.train.parallel import Processes, leave, wait_for_all
 from limbeck.train.pool import AskedRows, teaches
 from limbeck.train.preflight import Preflight, preflight
 from limbeck.train.resume import place_of
@@ -62,6 +62,7 @@ def _train(recipe: Recipe, path: Path) -> Processes:
             while not course.is_last:
                 del setup  # before there is another student
                 gc.collect()
+                wait_for_all(processes)  # until no checkpoint is there but the one that the next stage begins with
                 course = _after(course, costs)
                 setup = _opened(course, path, precision=place_of(path)[1])
                 costs = _run(setup, course, preflight(setup), path=path, writer=writer)
