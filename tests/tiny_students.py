@@ -1,7 +1,12 @@
 """Specs of tiny students: every family, and every part at least once. Windows and lengths are shorter than the tests' rows."""
 
+from limbeck.spec.golf_student import GolfStudent
+from limbeck.spec.ladder_student import LadderStudent
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.spec.parts import GrapeM, Rope, SharedExpert, Yarn
-from limbeck.spec.student import GolfStudent, LadderStudent, MoeStudent, Olmo3Student, Student, UpcycledStudent
+from limbeck.spec.student import Student
+from limbeck.spec.upcycled_student import UpcycledStudent
 
 SIZES = {"hidden_size": 48, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 80}
 YARN = Yarn(factor=4.0, original_length=64, beta_fast=8.0)

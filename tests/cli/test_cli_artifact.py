@@ -17,7 +17,7 @@ from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.evals.bits_per_byte import evaluate
 from limbeck.spec.data import FileTexts
-from limbeck.spec.student import GolfStudent
+from limbeck.spec.golf_student import GolfStudent
 from limbeck.spec.teacher import Context
 from limbeck.students import hf
 from limbeck.students.artifact import read_artifact

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.spec.student import Olmo3Student
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.students import hf
 from limbeck.students.build import build
 

@@ -10,7 +10,8 @@ from tiny_students import golf, ladder
 from tiny_world import make_tokenizer
 
 from limbeck.spec.adapter import LoRA
-from limbeck.spec.student import HuggingFaceStudent, Student
+from limbeck.spec.pretrained_student import HuggingFaceStudent
+from limbeck.spec.student import Student
 from limbeck.students import hf
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder

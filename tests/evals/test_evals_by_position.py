@@ -13,7 +13,7 @@ from limbeck.errors import LimbeckError
 from limbeck.evals.by_position import buckets, evaluate_by_position
 from limbeck.evals.by_position_figure import curves
 from limbeck.spec.data import FileTexts
-from limbeck.spec.student import Olmo3Student
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.students import hf
 from limbeck.students.build import build
 

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from limbeck.roles import Placement, placements
-from limbeck.spec.student import Olmo3Student
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.students.build import build
 
 TINY = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "intermediate_size": 32}

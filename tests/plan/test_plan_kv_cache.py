@@ -5,7 +5,8 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from limbeck.plan.kv_cache import kv_bytes, kv_bytes_per_late_token, kv_bytes_per_token, of_config, of_layout
-from limbeck.spec.student import MoeStudent, Olmo3Student
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.olmo3_student import Olmo3Student
 
 SIZES = {"hidden_size": 48, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 80}
 

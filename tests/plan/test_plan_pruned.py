@@ -9,8 +9,12 @@ from limbeck.plan.accounting import student_flops_per_token, student_parameters
 from limbeck.plan.pretrained import student_config
 from limbeck.plan.pruned import pruned_config, sizes_of
 from limbeck.plan.pruned_layers import choice, evenly
+from limbeck.spec.golf_student import GolfStudent
+from limbeck.spec.ladder_student import LadderStudent
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.prune import Pruning
-from limbeck.spec.student import GolfStudent, HuggingFaceStudent, LadderStudent, MoeStudent, UpcycledStudent
+from limbeck.spec.upcycled_student import UpcycledStudent
 
 S, F = "sliding_attention", "full_attention"
 OLMO3 = {

@@ -5,7 +5,7 @@ from tiny_students import golf, ladder, moe, olmo3
 
 from limbeck.errors import SpecError
 from limbeck.plan.shapes import equal_shapes
-from limbeck.spec.student import Olmo3Student
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.students.build import build_empty
 
 

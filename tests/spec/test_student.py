@@ -9,18 +9,16 @@ import pytest
 
 from limbeck.errors import SpecError
 from limbeck.spec.base import parse
+from limbeck.spec.golf_student import GolfStudent
+from limbeck.spec.ladder_student import LadderStudent
 from limbeck.spec.layout import ExpertsLayout
 from limbeck.spec.load import load_recipe, parse_overrides, read_yaml, shipped, shipped_files, shown_names
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.spec.parts import Rope, SharedExpert, Yarn
-from limbeck.spec.student import (
-    GolfStudent,
-    HuggingFaceStudent,
-    LadderStudent,
-    MoeStudent,
-    Olmo3Student,
-    Student,
-    UpcycledStudent,
-)
+from limbeck.spec.pretrained_student import HuggingFaceStudent
+from limbeck.spec.student import Student
+from limbeck.spec.upcycled_student import UpcycledStudent
 
 SIZES = {"hidden_size": 64, "num_layers": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "intermediate_size": 96}
 

@@ -19,8 +19,11 @@ import torch
 import limbeck
 from limbeck.errors import LimbeckError
 from limbeck.spec.artifact import ArtifactFormat, QuantisationAware
+from limbeck.spec.golf_student import GolfStudent
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.spec.parts import SharedExpert
-from limbeck.spec.student import GolfStudent, MoeStudent, Olmo3Student, Student
+from limbeck.spec.student import Student
 from limbeck.students.artifact import ArtifactSize, read_artifact, reader_files, write_artifact
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder

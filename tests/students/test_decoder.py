@@ -8,9 +8,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from limbeck.spec.golf_student import GolfStudent
+from limbeck.spec.ladder_student import LadderStudent
 from limbeck.spec.layout import AttentionLayout, InitLayout, LayerLayout, Layout, MlpLayout
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.spec.parts import GrapeM, Rope, SharedExpert, Yarn
-from limbeck.spec.student import GolfStudent, LadderStudent, MoeStudent, Olmo3Student
 from limbeck.students.attend import visible
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder

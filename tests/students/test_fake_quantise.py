@@ -13,8 +13,9 @@ from limbeck.optim.schedules import lr_factor
 from limbeck.runs import Costs
 from limbeck.spec.artifact import QuantisationAware, check_begins
 from limbeck.spec.budget import Seconds
+from limbeck.spec.golf_student import GolfStudent
+from limbeck.spec.moe_student import MoeStudent
 from limbeck.spec.optim import Cosine, Schedule, WarmupStableDecay
-from limbeck.spec.student import GolfStudent, MoeStudent
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 from limbeck.students.fake_quantise import as_rows, from_rows, quantising, round_rows, rounded_parameters

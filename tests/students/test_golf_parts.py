@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import LimbeckError
-from limbeck.spec.student import GolfStudent
+from limbeck.spec.golf_student import GolfStudent
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.spec.golf_student import GolfStudent
+from limbeck.spec.ladder_student import LadderStudent
 from limbeck.spec.layout import AttentionLayout, ExpertsLayout, InitLayout, LayerLayout, Layout, MlpLayout
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.spec.parts import GrapeM, Rope, SharedExpert
-from limbeck.spec.student import GolfStudent, LadderStudent, MoeStudent, Olmo3Student
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 from limbeck.students.initialise import initialise

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from limbeck.optim.build import build_optimizer
+from limbeck.spec.ladder_student import LadderStudent
 from limbeck.spec.optim import AdamW
-from limbeck.spec.student import LadderStudent
 from limbeck.students.build import build
 
 BASE = 64

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Olmo3Config, Olmo3ForCausalLM
 
-from limbeck.spec.student import Olmo3Student
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 from limbeck.students.norms import RMSNorm

@@ -7,7 +7,8 @@ from tiny_students import golf, ladder, moe
 
 from limbeck.roles import Placement, Role
 from limbeck.spec.parts import GrapeM, SharedExpert
-from limbeck.spec.student import Student, UpcycledStudent
+from limbeck.spec.student import Student
+from limbeck.spec.upcycled_student import UpcycledStudent
 from limbeck.students.build import build_empty
 from limbeck.students.decoder import Decoder
 

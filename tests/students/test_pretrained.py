@@ -16,7 +16,7 @@ from limbeck.errors import SpecError
 from limbeck.optim.groups import parameter_groups, table
 from limbeck.plan.accounting import student_parameters, training_flops_per_token
 from limbeck.spec.optim import Muon
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.students import hf
 from limbeck.students.pretrained import PretrainedStudent, adapter_parameters, load_pretrained, source_of, vocabulary
 from limbeck.students.pretrained_folder import save_pretrained

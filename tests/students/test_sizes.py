@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from limbeck.plan.accounting import student_parameters
+from limbeck.spec.golf_student import GolfStudent
+from limbeck.spec.ladder_student import LadderStudent
 from limbeck.spec.load import load_recipe
-from limbeck.spec.student import GolfStudent, LadderStudent, MoeStudent, Olmo3Student, Student
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.olmo3_student import Olmo3Student
+from limbeck.spec.student import Student
 from limbeck.students.decoder import Decoder
 
 

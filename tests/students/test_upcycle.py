@@ -8,7 +8,8 @@ import torch
 
 from limbeck.errors import SpecError
 from limbeck.spec.base import parse
-from limbeck.spec.student import MoeStudent, UpcycledStudent
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.upcycled_student import UpcycledStudent
 from limbeck.students import hf
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.errors import SpecError
 from limbeck.spec.base import parse
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.study import Study
 from limbeck.spec.teacher import HuggingFaceTeacher
 from limbeck.study.expand import Cells, expand, recipes_of, start_cells, waves

@@ -19,8 +19,9 @@ from limbeck.paths import cache_folder
 from limbeck.plan.prune_shapes import base_pruning
 from limbeck.spec.base import parse
 from limbeck.spec.data import Data, FileTexts
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.prune import BlockInfluence, Calibration, Pruning
-from limbeck.spec.student import HuggingFaceStudent, UpcycledStudent
+from limbeck.spec.upcycled_student import UpcycledStudent
 from limbeck.students import hf
 from limbeck.students.build import build_decoder
 from limbeck.students.pretrained import load_pretrained

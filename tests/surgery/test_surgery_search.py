@@ -13,8 +13,8 @@ from limbeck.data.tokenizers import load_tokenizer
 from limbeck.errors import DataError, DivergedError, SpecError
 from limbeck.plan.prune_target import Workload, parse_target
 from limbeck.spec.base import parse
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.prune import Pruning
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.surgery import heal as healing
 from limbeck.surgery.cut import cut
 from limbeck.surgery.decode_time import decode_ms

@@ -10,8 +10,8 @@ from tiny_world import make_tokenizer
 
 from limbeck.data.tokenizers import load_tokenizer
 from limbeck.spec.base import parse
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.prune import Pruning
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.surgery.compose import composed
 from limbeck.surgery.cut import cut
 from limbeck.surgery.folder import prune_folder, read_record

@@ -16,8 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.runs import open_run
 from limbeck.spec.base import parse
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.spec.parts import GrapeM, Rope, SharedExpert, Yarn
-from limbeck.spec.student import Olmo3Student, Student, UpcycledStudent, with_yarn
+from limbeck.spec.student import Student, with_yarn
+from limbeck.spec.upcycled_student import UpcycledStudent
 from limbeck.students import hf
 from limbeck.students.build import build
 from limbeck.train.setup import open_setup

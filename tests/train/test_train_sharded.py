@@ -24,7 +24,8 @@ from limbeck.errors import LimbeckError
 from limbeck.runs import open_run
 from limbeck.spec.base import parse
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import Student, UpcycledStudent
+from limbeck.spec.student import Student
+from limbeck.spec.upcycled_student import UpcycledStudent
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 from limbeck.study.stores import write_recipe_stores

@@ -18,8 +18,8 @@ from limbeck.errors import SpecError
 from limbeck.runs import open_run
 from limbeck.spec.adapter import LoRA
 from limbeck.spec.base import parse
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.pretrained import PretrainedStudent, load_pretrained
 from limbeck.train.sharded_checkpoint import MANIFEST
 from limbeck.train.train import train

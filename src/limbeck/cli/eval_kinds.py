@@ -72,7 +72,7 @@ def _show_untrained(target: str, *, overrides: list[str], output: Path | None, a
     recipe, spec, kept = load_recipe(target), latency_settings(overrides), output or default_folder(target)
     from limbeck.evals.run import run_evals
     from limbeck.evals.untrained import open_untrained
-    from limbeck.spec.student import HuggingFaceStudent
+    from limbeck.spec.pretrained_student import HuggingFaceStudent
 
     if isinstance(recipe.student, HuggingFaceStudent) and recipe.student.prune is not None:
         from limbeck.surgery.folder import pruned_student

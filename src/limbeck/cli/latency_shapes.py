@@ -13,7 +13,7 @@ from limbeck.cli.output import emit, human, table
 from limbeck.errors import SpecError
 from limbeck.spec.evals.latency import Latency
 from limbeck.spec.load import load_evals, load_recipe, parse_overrides, shipped
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 
 if TYPE_CHECKING:
     from limbeck.eval_results import Metric

@@ -21,8 +21,8 @@ from limbeck.runs import open_run
 from limbeck.spec.data import Data
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.overrides import apply_overrides
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.prune import Pruning
-from limbeck.spec.student import HuggingFaceStudent
 
 if TYPE_CHECKING:  # torch is imported when something is pruned, not when the command line starts
     from limbeck.surgery.search import Asked

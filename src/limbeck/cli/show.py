@@ -31,8 +31,9 @@ from limbeck.plan.price import Price, not_in_price, price, shares_of
 from limbeck.report.pruning import PRUNING
 from limbeck.spec.load import load_recipe, parse_overrides
 from limbeck.spec.objective import needs_teacher
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent, Student
+from limbeck.spec.student import Student
 from limbeck.students.exported import foreign_part, native
 from limbeck.teachers.files import known_config
 

@@ -9,7 +9,7 @@ from limbeck.cli.output import emit
 from limbeck.cli.output import table as aligned
 from limbeck.progress import progress
 from limbeck.spec.data import FileTexts
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 
 if TYPE_CHECKING:  # numpy and transformers are imported when a pair is shown, not when the command line starts
     from limbeck.data.pair_statistics import DomainStatistics, PairStatistics

@@ -11,7 +11,7 @@ from limbeck.cli.output import emit
 from limbeck.progress import is_first_process
 from limbeck.report.pruning import AXES, PruningView, pruning_file, pruning_lines, read_pruning
 from limbeck.runs import open_run
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 
 
 def pruned_file(target: str) -> Path | None:

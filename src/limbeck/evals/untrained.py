@@ -21,9 +21,11 @@ from limbeck.plan.config_shapes import equal_config_shapes
 from limbeck.plan.pretrained import student_config, student_vocab_size
 from limbeck.plan.shapes import ShapedStudent, equal_shapes
 from limbeck.spec.evals.latency import Latency
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent, LaidOutStudent, UpcycledStudent
+from limbeck.spec.student import LaidOutStudent
 from limbeck.spec.teacher import DType
+from limbeck.spec.upcycled_student import UpcycledStudent
 from limbeck.students.build import build_decoder
 from limbeck.students.causal_lm import transformers_quiet
 from limbeck.students.hf import save

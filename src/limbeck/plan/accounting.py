@@ -31,7 +31,8 @@ from limbeck.plan import student_layout
 from limbeck.plan.config_sizes import final_norm, head_dims, is_tied, layers, size, windows
 from limbeck.plan.pretrained import student_config, student_width
 from limbeck.plan.saved_student import saved_student
-from limbeck.spec.student import HuggingFaceStudent, Student
+from limbeck.spec.pretrained_student import HuggingFaceStudent
+from limbeck.spec.student import Student
 
 FLOPS_PER_MULTIPLY_ADD = 2
 TRAINING_OVER_FORWARD = 3

@@ -27,9 +27,11 @@ from limbeck.plan.quantities import amount, is_amount
 from limbeck.plan.study_price import ArmPrice, StudyPrice, price_study
 from limbeck.plan.teachers import find
 from limbeck.spec.base import nearest, parse
+from limbeck.spec.ladder_student import LadderStudent
 from limbeck.spec.load import apply_layers, load_recipe, read_yaml
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import LadderStudent, Olmo3Student, Student
+from limbeck.spec.student import Student
 from limbeck.spec.study import TEACHER_ARM, Study
 from limbeck.spec.teacher import HuggingFaceTeacher
 

@@ -1,6 +1,6 @@
 """The fixed-aspect-ratio family of arXiv 2502.08606 (appendix H, Table 13): a model for every number of parameters.
 
-Every member is a `limbeck.spec.student.LadderStudent`: 128 channels wide for each layer it has, with 16 heads of d / 16
+Every member is a `limbeck.spec.ladder_student.LadderStudent`: 128 channels wide for each layer it has, with 16 heads of d / 16
 channels, as many keys as queries, a SwiGLU of about 8/3 d, and QK-norm; context 4,096, vocabulary 32,768, tied embeddings.
 Sizes with whole layers are named as the paper names them (`ladder-198m`); between them a closed form (eqs. 60-69) gives FLOPs
 for any N.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from limbeck.plan.student_layout import touched
-from limbeck.spec.student import LadderStudent
+from limbeck.spec.ladder_student import LadderStudent
 
 ASPECT_RATIO = 128
 HEADS = 16

@@ -7,8 +7,8 @@ not a bound: a live teacher is not in it.
 """
 
 from limbeck.plan.accounting import student_parameters
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent
 
 BYTES_PER_PARAMETER = 16
 BYTES_PER_CHANNEL = 40

@@ -7,7 +7,8 @@ from limbeck.model_config import SMOLLM2, read_model_config
 from limbeck.plan.pruned import pruned_config
 from limbeck.plan.saved_student import saved_student
 from limbeck.plan.teachers import find
-from limbeck.spec.student import HuggingFaceStudent, Student
+from limbeck.spec.pretrained_student import HuggingFaceStudent
+from limbeck.spec.student import Student
 
 
 def student_config(spec: HuggingFaceStudent) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from limbeck.plan.accounting import (
 from limbeck.plan.storage import store_bytes_per_token
 from limbeck.spec.budget import Flops, Seconds, Steps, Tokens
 from limbeck.spec.objective import needs_teacher
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent
 
 
 @dataclass(frozen=True)

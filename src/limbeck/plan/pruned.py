@@ -17,8 +17,9 @@ from limbeck.plan.config_sizes import head_dims, kv_heads, sparse_layers, window
 from limbeck.plan.pruned_layers import FULL, SLIDING, evenly
 from limbeck.plan.saved_student import saved_student
 from limbeck.spec.layout import ExpertsLayout
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.spec.prune import Pruning
-from limbeck.spec.student import MoeStudent, Olmo3Student
 
 Config = Mapping[str, Any]
 DENSE = ("llama", "mistral", "olmo2", "olmo3", "qwen3", "gemma3_text")

@@ -12,7 +12,10 @@ from typing import Any
 from limbeck.errors import SpecError
 from limbeck.plan.accounting import student_parameters
 from limbeck.spec.base import parse
-from limbeck.spec.student import GolfStudent, LadderStudent, MoeStudent, Olmo3Student
+from limbeck.spec.golf_student import GolfStudent
+from limbeck.spec.ladder_student import LadderStudent
+from limbeck.spec.moe_student import MoeStudent
+from limbeck.spec.olmo3_student import Olmo3Student
 
 ShapedStudent = Olmo3Student | LadderStudent | MoeStudent | GolfStudent
 

@@ -1,6 +1,6 @@
 """A student laid out: what every layer is made of. Every family comes down to this, and one decoder is built from it.
 
-Parameters, FLOPs, the decoder and what it is exported as read the layout alone; nothing but `limbeck.spec.student` knows
+Parameters, FLOPs, the decoder and what it is exported as read the layout alone; nothing but the specs of students knows
 families. Sizes: D hidden, H query heads, K key/value heads, h channels of a head, E experts.
 """
 

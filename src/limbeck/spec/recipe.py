@@ -16,6 +16,7 @@ from limbeck.spec.optim import AdamW, Averaging, Cosine, NoAveraging, Optimizer,
 from limbeck.spec.overrides import apply_overrides
 from limbeck.spec.parallel import Parallel, Replicated, Sharded
 from limbeck.spec.placement import Placement, SameDevice, TeacherPool
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.signal import (
     ChunksSignal,
     DenseSignal,
@@ -27,8 +28,9 @@ from limbeck.spec.signal import (
     TopPSignal,
 )
 from limbeck.spec.sinks import Sink
-from limbeck.spec.student import HuggingFaceStudent, Student, UpcycledStudent
+from limbeck.spec.student import Student
 from limbeck.spec.teacher import Teacher, model_slug
+from limbeck.spec.upcycled_student import UpcycledStudent
 
 STAGE_SEEDS = 1_000_003
 """Between the seeds of stages: more than any study has seeds, so that no stage has another run's."""

@@ -3,7 +3,9 @@
 from torch import nn
 
 from limbeck.errors import SpecError
-from limbeck.spec.student import HuggingFaceStudent, LaidOutStudent, Student, UpcycledStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
+from limbeck.spec.student import LaidOutStudent, Student
+from limbeck.spec.upcycled_student import UpcycledStudent
 from limbeck.students.decoder import Decoder, empty_decoder
 from limbeck.students.initialise import initialise
 from limbeck.students.model import StudentModel

@@ -7,8 +7,8 @@ from transformers import Olmo3Config
 
 from limbeck.errors import LimbeckError
 from limbeck.spec.base import parse
+from limbeck.spec.olmo3_student import Olmo3Student
 from limbeck.spec.parts import Yarn
-from limbeck.spec.student import Olmo3Student
 
 
 def olmo3_spec(config: Olmo3Config, folder: Path) -> Olmo3Student:

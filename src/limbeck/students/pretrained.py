@@ -31,7 +31,7 @@ from limbeck.plan.pruned import pruned_config
 from limbeck.plan.teachers import find
 from limbeck.progress import say
 from limbeck.spec.adapter import Adapter
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.students.adapter import TrainedAdapter, adapted, is_adapted, low_rank_layers, taken_out
 from limbeck.students.causal_lm import Head, head_of, transformers_quiet
 from limbeck.students.model import Reading, StudentModel

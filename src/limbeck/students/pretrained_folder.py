@@ -8,7 +8,7 @@ besides, for `peft.PeftModel` upon the first model.
 from pathlib import Path
 
 from limbeck.errors import LimbeckError
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.students.causal_lm import transformers_quiet
 from limbeck.students.hf import copy_tokenizer, published
 from limbeck.students.pretrained import PretrainedStudent

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from limbeck.spec.layout import ExpertsLayout
-from limbeck.spec.student import UpcycledStudent
+from limbeck.spec.upcycled_student import UpcycledStudent
 from limbeck.students.decoder import Decoder
 from limbeck.students.experts import Experts
 from limbeck.students.mlp import Mlp

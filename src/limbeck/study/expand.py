@@ -13,8 +13,8 @@ from typing import Any
 from limbeck.errors import SpecError
 from limbeck.spec.load import load_recipe
 from limbeck.spec.objective import needs_teacher
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.spec.study import STUDENT_ARM, TEACHER_ARM, Axis, Basis, Study
 from limbeck.spec.teacher import HuggingFaceTeacher
 

@@ -16,9 +16,11 @@ from limbeck.plan.pruned import own_student, pruned_config, target_sizes
 from limbeck.plan.study_price import ArmPrice, StudyPrice, price_study
 from limbeck.report.cells import Prediction
 from limbeck.spec.budget import Budget, Seconds
+from limbeck.spec.ladder_student import LadderStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.prune import Pruning
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent, LadderStudent, Student
+from limbeck.spec.student import Student
 from limbeck.spec.study import Study
 from limbeck.study.controls import with_controls
 from limbeck.study.expand import Cells, recipes_of, start_cells, teacher_cells, waves

@@ -25,8 +25,8 @@ from limbeck.plan.pruned import sizes_of, target_sizes
 from limbeck.progress import say
 from limbeck.spec.base import parse
 from limbeck.spec.data import Data
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.prune import Pruning
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.causal_lm import transformers_quiet
 from limbeck.students.hf import TOKENIZER_FILES, copy_tokenizer, published
 from limbeck.students.pretrained import load_causal_lm

@@ -10,7 +10,7 @@ import torch
 
 from limbeck.errors import SpecError
 from limbeck.plan.pruned import TYPES
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.students.causal_lm import transformers_quiet
 from limbeck.students.pretrained import Source, source_of, vocabulary
 from limbeck.surgery.anatomy import unrecognised

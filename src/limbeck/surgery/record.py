@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.surgery.anatomy import anatomy_of
 from limbeck.surgery.keep import Places
 from limbeck.surgery.prune import Pruned

@@ -28,8 +28,8 @@ from limbeck.plan.pruned import pruned_config
 from limbeck.progress import say
 from limbeck.spec.base import parse
 from limbeck.spec.data import Data
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.prune import Pruning, TaskScore
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.pretrained import load_causal_lm
 from limbeck.surgery import heal as healing
 from limbeck.surgery.bypass import ModelReader, mean_nats

@@ -14,7 +14,7 @@ from limbeck.data.token_bytes import token_bytes
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.progress import say
-from limbeck.spec.student import HuggingFaceStudent
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.students.causal_lm import transformers_quiet
 from limbeck.students.hf import published
 from limbeck.students.pretrained import load_causal_lm, source_of

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from limbeck.plan.accounting import student_parameters
-from limbeck.spec.student import HuggingFaceStudent, Student
+from limbeck.spec.pretrained_student import HuggingFaceStudent
+from limbeck.spec.student import Student
 from limbeck.students import hf
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder

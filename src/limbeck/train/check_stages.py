@@ -4,8 +4,8 @@ from limbeck.data.streams import open_stream
 from limbeck.errors import LimbeckError, SpecError
 from limbeck.progress import say
 from limbeck.signals.store import SignalStore
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.start import yarns
 from limbeck.train.checks import check_batch, check_reads_whole, check_store
 from limbeck.train.course import Course

@@ -7,9 +7,9 @@ from limbeck.errors import SpecError, StoreError
 from limbeck.evals.reference import Reference, reads_alike
 from limbeck.signals.codec import row_checks
 from limbeck.signals.store import SignalStore
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import ChunksSignal
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.pretrained import vocabulary
 from limbeck.students.start import Start
 from limbeck.teachers.files import read_config, weights_digest

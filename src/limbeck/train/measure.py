@@ -12,8 +12,8 @@ from limbeck.data.tokenizers import save_tokenizer
 from limbeck.evals.bits_per_byte import HeldOut, evaluate
 from limbeck.evals.student import StudentReader
 from limbeck.runs import Costs, RunWriter
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.spec.teacher import Context
 from limbeck.students import hf
 from limbeck.students.decoder import Decoder

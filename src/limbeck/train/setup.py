@@ -28,10 +28,11 @@ from limbeck.signals.store import SignalStore
 from limbeck.spec.across_tokenizers import ProjectedKL
 from limbeck.spec.objective import needs_hidden_states, needs_teacher, terms
 from limbeck.spec.parallel import Sharded
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
 from limbeck.spec.signal import ChunksSignal, DenseSignal
-from limbeck.spec.student import HuggingFaceStudent, UpcycledStudent
 from limbeck.spec.teacher import Context
+from limbeck.spec.upcycled_student import UpcycledStudent
 from limbeck.students.build import build
 from limbeck.students.decoder import Decoder
 from limbeck.students.model import Reading, StudentModel

@@ -9,8 +9,8 @@ from limbeck.data.token_store import TokenStore
 from limbeck.data.tokenizers import Tokenizer, load_tokenizer
 from limbeck.errors import DataError, SpecError
 from limbeck.spec.objective import crosses_tokenizers, needs_teacher
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.pretrained import Source, source_of
 from limbeck.teachers.files import TeacherFiles, locate
 from limbeck.train.parallel import Processes, wait_for_teachers_too

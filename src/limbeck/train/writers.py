@@ -11,8 +11,8 @@ from limbeck.data.tokenizers import Tokenizer
 from limbeck.errors import SpecError
 from limbeck.evals.chat import stops_of
 from limbeck.spec.on_policy import ServerEngine, TransformersEngine
+from limbeck.spec.pretrained_student import HuggingFaceStudent
 from limbeck.spec.recipe import Recipe
-from limbeck.spec.student import HuggingFaceStudent
 from limbeck.students.decoder import Decoder
 from limbeck.students.model import StudentModel
 from limbeck.students.pretrained import PretrainedStudent
