@@ -23,7 +23,7 @@ from limbeck.spec.load import load_study
 from limbeck.study.expand import expand
 from limbeck.teachers.cache import write_stores
 from limbeck.teachers.huggingface import Teacher, load_teacher
-from limbeck.train.setup import open_texts
+from limbeck.train.texts import open_texts
 
 LENGTH = 256
 """Of a sequence in `lab/golf-base.yaml`; 2,048 in the entry."""

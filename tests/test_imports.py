@@ -1,6 +1,7 @@
 """What is imported when, and what is never done with files from elsewhere."""
 
 import ast
+import importlib.util
 import json
 import subprocess
 import sys
@@ -107,3 +108,23 @@ def test_no_loader_trusts_remote_code_on_its_own() -> None:
         for given in node.keywords:
             if given.arg == "trust_remote_code":
                 assert ast.unparse(given.value) != "True", place
+
+
+def test_what_lies_beside_the_package_finds_there_what_it_imports() -> None:
+    """The lab's scripts and the benchmarks, which no other test runs."""
+    root = Path(__file__).parents[1]
+    scripts = [*root.glob("lab/*.py"), *root.glob("benchmarks/*.py")]
+    assert len(scripts) > 20
+    wanted = {
+        (path.name, node.module, alias.name)
+        for path in scripts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("limbeck")
+        for alias in node.names
+    }
+    assert {each for each in wanted if not _has(each[1], each[2])} == set()
+
+
+def _has(module: str, name: str) -> bool:
+    found = importlib.import_module(module)
+    return hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}") is not None
