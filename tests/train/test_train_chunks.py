@@ -1,5 +1,6 @@
 """Students of another tokenizer than their teacher's, from recipe to summary: live, from a store, killed and resumed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +217,16 @@ def test_a_chunk_that_comes_late_is_looked_at(across: dict[str, Any], monkeypatc
         found.tokens_T[: found.tokens_T.nonzero()[-8]] = 0
         return found
 
+    def without_any(pieces: list[Piece]) -> ChunkRows:
+        found = rows(pieces)
+        return replace(found, tokens_T=torch.zeros_like(found.tokens_T))
+
     monkeypatch.setattr(preflight_module, "POSITIONS", 8)
     monkeypatch.setattr(setup.loader.source, "rows", without_early)
     assert preflight(setup).gradients["alm"] > 0
+    monkeypatch.setattr(setup.loader.source, "rows", without_any)
+    with pytest.raises(LimbeckError, match=r"hold no chunk where student and teacher have some.*write the store again"):
+        preflight(setup)
 
 
 def test_bad_pairs_are_refused_before_anything_is_scored(

@@ -88,7 +88,9 @@ def preflight(setup: Setup) -> Preflight:
     rows = None if batch.rows is None else rows_at(to_device(batch.rows, device), held_T)
     targets_T = batch.targets_BT.flatten().to(device)[held_T]
     mass, mass_of_store = None, None
-    if rows is not None and not isinstance(rows, ChunkRows):
+    if isinstance(rows, ChunkRows):
+        _check_chunks(rows)
+    elif rows is not None:
         _check_row_ids(rows, vocab_size=vocab_size, key=key)
         mass_of_store = loader.source.signals.mass_on_text if isinstance(loader.source, StoreRows) else None
         mass = _check_alignment(rows, targets_T, mass_of_store=mass_of_store)
@@ -168,6 +170,14 @@ def _places(length: int, rows: SignalRows | None) -> Tensor:
     ends = int(rows.tokens_T.nonzero()[0])
     begins = ends + 1 - int(rows.tokens_T[ends])
     return torch.arange(begins, min(begins + POSITIONS, length))
+
+
+def _check_chunks(rows: ChunkRows) -> None:
+    if not bool(rows.tokens_T.any()):
+        raise PreflightError(
+            "the teacher's rows hold no chunk where student and teacher have some: they are of another alignment; write the "
+            "store again"
+        )
 
 
 def _check_row_ids(rows: TokenRows, *, vocab_size: int, key: str) -> None:
