@@ -11,8 +11,8 @@ from limbeck.report.comparisons import BASES, Comparison, basis_words
 from limbeck.report.figures import drawn, label, looks
 from limbeck.spec.study import Basis
 
-_ROW = 0.34
-"""Inches of an arm."""
+_LINE = 0.22
+"""Inches of a line of text."""
 
 
 def draw_differences(arms: Arms, found: Sequence[Comparison]) -> Drawn | None:
@@ -22,23 +22,27 @@ def draw_differences(arms: Arms, found: Sequence[Comparison]) -> Drawn | None:
     panels = [(basis, inside) for basis, inside in panels if inside]
     if not panels:
         return None
-    heights = [len(inside) + 1.2 for _, inside in panels]
+    heights = [1.55 * _LINE * (len(inside) * (1.4 if _several(inside) else 1.0) + 1.2) for _, inside in panels]
 
     def draw(figure: Figure) -> None:
         places = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
         for axes, (basis, inside) in zip(places, panels, strict=True):
             _panel(axes, basis, inside, arms)
-        places[-1].set_xlabel("difference of held-out bits per byte   (left of zero: better)")
+        figure.supxlabel("difference of held-out bits per byte   (left of zero: better)", fontsize="medium")
 
     words = {"seeds": "over seeds (Student’s t)", "documents": "over held-out documents (one seed)"}
     over = " and ".join(text for key, text in words.items() if any(each.over == key for each in told)) or "nowhere"
     caption = f"Every arm minus what it is held against (zero). Small dots are seeds; the bars are 95% intervals {over}."
-    return drawn("differences", caption, draw, size=(8.0, 0.8 + _ROW * sum(heights)), wide=True)
+    return drawn("differences", caption, draw, size=(8.0, 0.8 + sum(heights)), wide=True)
+
+
+def _several(found: Sequence[Comparison]) -> bool:
+    """Whether what arms are held against is not the same for all: then their names say it, on a second line."""
+    return len({each.against for each in found}) > 1
 
 
 def _panel(axes: Axes, basis: Basis, found: Sequence[Comparison], arms: Arms) -> None:
     styles = looks(arms)
-    several = len({each.against for each in found}) > 1
     axes.axvline(0, color="#000000", linewidth=1.6)
     for row, each in enumerate(reversed(found)):
         colour, value = styles[each.arm.name].colour, each.difference
@@ -49,10 +53,10 @@ def _panel(axes: Axes, basis: Basis, found: Sequence[Comparison], arms: Arms) ->
             seeds = [difference for _, difference in each.by_seed]
             axes.plot(seeds, [row + 0.24] * len(seeds), ".", color=colour, markersize=5, alpha=0.75)
         axes.plot([value.value], [row], marker=styles[each.arm.name].marker, color=colour, markersize=7.5)
-    names = [label(each.arm.name) + (f" − {label(each.against)}" if several else "") for each in reversed(found)]
+    names = [label(each.arm.name) + (f"\n− {label(each.against)}" if _several(found) else "") for each in reversed(found)]
     axes.set_yticks(range(len(found)), names)
     axes.set_ylim(-0.6, len(found) - 0.3)
     axes.margins(x=0.08)
     axes.grid(axis="y", visible=False)
-    against = "" if several else f", minus “{label(found[0].against)}”"
+    against = "" if _several(found) else f",\nminus “{label(found[0].against)}”"
     axes.set_title(f"At equal {basis_words(basis, arms)}{against}")
