@@ -11,8 +11,8 @@ from limbeck.report.comparisons import BASES, Comparison, basis_words
 from limbeck.report.figures import drawn, label, looks
 from limbeck.spec.study import Basis
 
-_LINE = 0.22
-"""Inches of a line of text."""
+_ROW, _ROW_OF_TWO_LINES, _TITLE = 0.34, 0.48, 0.41
+"""Inches."""
 
 
 def draw_differences(arms: Arms, found: Sequence[Comparison]) -> Drawn | None:
@@ -22,7 +22,7 @@ def draw_differences(arms: Arms, found: Sequence[Comparison]) -> Drawn | None:
     panels = [(basis, inside) for basis, inside in panels if inside]
     if not panels:
         return None
-    heights = [1.55 * _LINE * (len(inside) * (1.4 if _several(inside) else 1.0) + 1.2) for _, inside in panels]
+    heights = [_TITLE + len(inside) * (_ROW_OF_TWO_LINES if _several(inside) else _ROW) for _, inside in panels]
 
     def draw(figure: Figure) -> None:
         places = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
