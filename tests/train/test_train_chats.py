@@ -269,3 +269,18 @@ def test_a_store_of_chunks_knows_the_teachers_template(
         open_setup(recipe_of(chats))
     with pytest.raises(StoreError, match="teacher_template"):
         write_recipe_stores([recipe_of(chats)])
+
+
+def test_a_store_of_chunks_of_chats_and_prose_serves_the_prose_alone(
+    chats: dict[str, Any], chat_teacher: Path, texts_folder: Path, tmp_path: Path
+) -> None:
+    """As a stage may read it: no template of the teacher's has to do with it."""
+    chat_tokenizer(make_other_tokenizer(tmp_path / "plain"), tmp_path / "own")
+    prose = {"kind": "files", "paths": [f"{texts_folder}/train/*.txt"]}
+    parts = {"prose": {"share": 0.25, "texts": prose}, "chats": {"share": 0.75, "texts": chats["data"]["train"]}}
+    data = {**chats["data"], "tokenizer": str(tmp_path / "own")}
+    chats |= {"signal": {"kind": "chunks"}, "objective": {"kind": "alm"}}
+    chats["teacher"]["model"] = str(chat_teacher)
+    write_recipe_stores([recipe_of({**chats, "data": {**data, "train": {"kind": "mixture", "parts": parts}}})])
+    setup = open_setup(recipe_of({**chats, "data": {**data, "train": prose}}))
+    assert setup.loader.source is not None

@@ -142,7 +142,8 @@ def check_store(signals: SignalStore, recipe: Recipe, texts: Texts) -> None:
             "it was written for other texts; run `limbeck cache write` with another store path"
         )
     _check_rendering(signals, texts.train)
-    if texts.across is not None and texts.across.counterpart.template != signals.identity.teacher_template:
+    template = texts.across.counterpart.template if texts.across is not None else None
+    if template not in (None, signals.identity.teacher_template):  # none: of a store with chats too, only plain texts are read
         raise StoreError(
             f"{signals.path} was scored for what another chat template of the teacher's makes of the chats: put the "
             "template of its tokenizer back, or write another store with `limbeck cache write` and store=PATH"
